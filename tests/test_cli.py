@@ -1,0 +1,134 @@
+"""The command line as a process: results, exit codes, one-line errors, nothing half-written."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from formula_gan import cli
+from formula_gan.core import FormulaGanError
+
+
+@pytest.fixture
+def command(tmp_path, clean_environment):
+    def run(*words, stdin=""):
+        code = "import sys; from formula_gan.cli import main; sys.exit(main())"
+        return subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=tmp_path, env=clean_environment,
+                              input=stdin, capture_output=True, text=True, timeout=120)
+    return run
+
+
+def one_line_error(done, *words):
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1 and all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.parametrize("name", cli.EXAMPLES)
+def test_help_has_examples_that_parse(name, capsys):
+    with pytest.raises(SystemExit) as ended: cli.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and "examples:" in shown
+    import shlex
+    for line in cli.EXAMPLES[name].strip().splitlines():
+        program, *words = shlex.split(line.split(" > ")[0])
+        assert program == "formula-gan" and cli.build_parser().parse_args(words).function
+
+
+def test_help_is_quick_and_light(clean_environment, tmp_path):
+    code = "import sys; from formula_gan.cli import build_parser; build_parser().format_help(); print('torch' in sys.modules, 'papermill' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean_environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_usage_errors_end_with_2(capsys):
+    for words in ([], ["nonsense"], ["render"], ["evaluate", "one"], ["table1", "--seed", "x"]):
+        with pytest.raises(SystemExit) as ended: cli.main(words)
+        assert ended.value.code == 2
+
+
+def test_render_one(command, tmp_path):
+    assert command("render", r"\frac{1}{2}", "--out", "half.png", "--size", "40", "--padding", "6").returncode == 0
+    image = np.asarray(Image.open(tmp_path / "half.png").convert("L"))
+    assert image[:5].min() == 255 and image.min() < 80, "dark ink on a white border"
+    one_line_error(command("render", r"\frac{1}{", "--out", "bad.png"))
+    one_line_error(command("render", "x", "--out", "x.jpg"), "x.jpg")
+    one_line_error(command("render", "x", "--out", "x.png", "--font", "comic"), "comic", "mathit")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.png"]
+
+
+def test_render_file_lists_what_it_skips(command, tmp_path):
+    (tmp_path / "f.txt").write_text("x^2\n\\frac{1}{\n\ny_1\n")
+    done = command("render", "--file", "f.txt", "--out", "images")
+    assert done.returncode == 1 and "2 images" in done.stdout and "skipped 2" in done.stderr and "skipped 3" in done.stderr
+    labels = [line.split("\t") for line in (tmp_path / "images" / "labels.tsv").read_text().splitlines()]
+    assert labels[0][:3] == ["file", "latex", "font"] and [row[:2] for row in labels[1:]] == [["000001.png", "x^2"], ["000004.png", "y_1"]]
+    assert len((tmp_path / "images" / "skipped.tsv").read_text().splitlines()) == 3
+    one_line_error(command("render", "--file", "f.txt", "--out", "images"), "images exists already")
+
+
+def test_render_sample_is_reproducible(command, tmp_path):
+    for name in ("a", "b"):
+        assert command("render", "--file", "-", "--out", name, "--sample", "3", stdin="x+y\na^2\n").returncode == 0
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in ("000001.png", "000002.png", "labels.tsv"))
+
+
+def test_render_nothing_leaves_nothing(command, tmp_path):
+    (tmp_path / "bad.txt").write_text("\\frac{\n")
+    one_line_error(command("render", "--file", "bad.txt", "--out", "images"), "none of the 1 formulas")
+    (tmp_path / "empty.txt").write_text("\n")
+    one_line_error(command("render", "--file", "empty.txt", "--out", "images"), "empty.txt")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    one_line_error(command("render", "--file", "latin.txt", "--out", "images"), "UTF-8")
+    one_line_error(command("render", "--file", "none.txt", "--out", "images"), "none.txt")
+    assert not (tmp_path / "images").exists() and not list(tmp_path.glob(".images*"))
+
+
+def test_evaluate(command, tmp_path):
+    (tmp_path / "truths.txt").write_text("x + y\na ^ { 2 }\nb\n")
+    (tmp_path / "predictions.txt").write_text("x + y\na ^ { 3 }\n\n")
+    done = command("evaluate", "predictions.txt", "truths.txt", "--json")
+    scores = json.loads(done.stdout)
+    assert done.returncode == 0 and scores["n"] == 3 and scores["exprate"] == pytest.approx(100 / 3)
+    assert scores["wer"] == pytest.approx(100 * 2 / 9)
+    assert "exprate" in command("evaluate", "predictions.txt", "truths.txt").stdout
+    (tmp_path / "short.txt").write_text("x + y\n")
+    one_line_error(command("evaluate", "short.txt", "truths.txt"), "1 lines", "3")
+
+
+def test_table1_mistakes(command, tmp_path):
+    one_line_error(command("table1"), "--list")
+    one_line_error(command("table1", "--row", "7", "99"), "99")
+    one_line_error(command("table1", "--row", "7", "--profile", "huge"), "huge", "laptop")
+    one_line_error(command("table1", "--row", "7", "--set", "batch=many"), "batch")
+    one_line_error(command("table1", "--row", "7", "--set", "batch"), "name=value")
+    one_line_error(command("table1", "--row", "L", "--profile", "laptop"), "FORMULA_GAN_DATA")
+    one_line_error(command("train", "--row", "L", "--out", "g.safetensors"), "L")
+    one_line_error(command("train", "--row", "7", "--out", "g.pt"), "safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_table1_list(command):
+    done = command("table1", "--list")
+    assert done.returncode == 0 and [line.split()[0] for line in done.stdout.splitlines()] == [*"1234567", *"LPS"]
+
+
+TINY = [word for pair in ("synthetic_images=24", "printed_formulas=24", "gan_iterations=1", "warmup_iterations=1", "recognizer_steps=2", "workers=1")
+        for word in ("--set", pair)]
+
+
+def test_table1_runs_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path))
+    assert cli.main(["table1", "--row", "L", "7", *TINY]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].split()[:3] == ["row", "checkpoint", "perplexity"] and "2 rows" in shown
+    assert cli.main(["train", "--row", "7", "--out", str(tmp_path / "g.safetensors"), *TINY]) == 0
+    from formula_gan import load_generator
+    assert load_generator(tmp_path / "g.safetensors")
+
+
+def test_atomic_folder_refuses_an_unwritable_place(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FormulaGanError, match="cannot write"):
+        with cli.atomic_folder(tmp_path / "file" / "images"): pass

@@ -1,0 +1,353 @@
+"""The recogniser: masks, gradients, attention, beam search against exhaustive search, weights, and that it learns."""
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from formula_gan.core import FormulaGanError
+from formula_gan.task_model import (Cells, Encoder, Hypothesis, Recognizer, RecognizerConfig, count_runaways,
+                                    load_recognizer, save_recognizer)
+from formula_gan.tokenizer import END, PAD, START, Vocab
+
+SMALL = dict(layers=2, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=12, coverage_channels=4, coverage_kernel=5)
+SYMBOLS = ["a", "b", "+", "^", "{", "}"]
+
+
+def make(seed=0, symbols=SYMBOLS, sharp=1.0, **changes):
+    torch.manual_seed(seed)
+    model = Recognizer(Vocab.from_tokens([symbols]), RecognizerConfig(**{**SMALL, **changes}))
+    for module in model.modules():  # statistics and gains as after training, so that masks matter
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.5); module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.bias, 0.3)
+    with torch.no_grad():
+        for weight in (model.decoder.ask.weight_ih, model.decoder.ask.weight_hh, model.decoder.out.weight): weight *= 4 * sharp
+        for attend in model.decoder.attend: attend.score.weight *= 8
+    return model.eval()
+
+
+def images(sizes, height, width, seed=0):
+    "Random images at the top left of a batch; what lies under the padding is garbage to be masked."
+    rng = torch.Generator().manual_seed(seed)
+    drawn = [torch.rand(h, w, generator=rng) for h, w in sizes]
+    x, mask = torch.rand(len(sizes), 1, height, width), torch.zeros(len(sizes), 1, height, width)
+    for n, image in enumerate(drawn):
+        h, w = image.shape
+        x[n, 0, :h, :w], mask[n, 0, :h, :w] = image, 1
+    return x, mask
+
+
+def some_ids(vocab, lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = torch.full((len(lengths), max(lengths) + 2), PAD)
+    for n, length in enumerate(lengths):
+        ids[n, :length + 2] = torch.tensor([START, *rng.integers(3, len(vocab), length), END])
+    return ids
+
+
+SIZES = [(20, 45), (33, 70), (17, 96), (40, 24)]
+
+
+@pytest.mark.parametrize("stride, multi_scale", [(16, False), (8, False), (4, False), (16, True), (8, True), (4, True)])
+def test_padding_changes_nothing(stride, multi_scale):
+    model = make(stride=stride, multi_scale=multi_scale)
+    ids = some_ids(model.vocab, [3, 5, 1, 4])
+    tight, loose = images(SIZES, 40, 96), images(SIZES, 80, 176)
+    nll = model.token_nll(*tight, ids)
+    assert torch.allclose(model.token_nll(*loose, ids), nll, atol=1e-4)
+    for n, (h, w) in enumerate(SIZES):
+        x, mask = images(SIZES, 40, 96)
+        alone = model.token_nll(x[n:n + 1, :, :h, :w], None, ids[n:n + 1])
+        assert torch.allclose(alone, nll[n:n + 1], atol=1e-4)
+    read, again = model.decode(*tight, beam_size=3, max_length=12), model.decode(*loose, beam_size=3, max_length=12)
+    assert [h.tokens for h in read] == [h.tokens for h in again]
+    assert np.allclose([h.score for h in read], [h.score for h in again], atol=1e-4)
+
+
+def test_batch_statistics_leave_padding_out():
+    "In training mode too a larger canvas changes neither the loss nor its gradients nor the running statistics."
+    results = []
+    for height, width in ((40, 96), (64, 160)):
+        model = make(dropout=0.0).train()
+        loss = model.loss(*images(SIZES, height, width), some_ids(model.vocab, [3, 5, 1, 4]))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters()), *(b.clone().float() for b in model.buffers())])
+    assert all(torch.allclose(a, b, atol=2e-4, rtol=1e-3) for a, b in zip(*results))
+
+
+def test_rows_and_maps_are_inverse_with_right_gradients():
+    mask = (torch.rand(2, 1, 3, 4) > 0.4).double()
+    cells = Cells(mask)
+    maps = torch.randn(2, 5, 3, 4, dtype=torch.double, requires_grad=True)
+    assert torch.equal(cells.maps(cells.rows(maps)), maps * mask)
+    assert torch.autograd.gradcheck(lambda m: cells.maps(cells.rows(m) ** 2), maps)
+
+
+def test_parameters_beside_the_released_code():
+    "688,848 encoder parameters and 264 channels at three blocks of six; 3,014,808 and 684 at sixteen."
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    small, large = Encoder(RecognizerConfig()), Encoder(RecognizerConfig(layers=16))
+    assert (count(small), small.channels) == (688_848, [264]) and (count(large), large.channels) == (3_014_808, [684])
+    both = Encoder(RecognizerConfig(layers=16, multi_scale=True))
+    assert both.channels == [684, 300 + 8 * 24]
+
+
+def test_map_sizes_follow_the_stride():
+    x = torch.rand(1, 1, 40, 90)
+    for stride, size in ((16, (3, 6)), (8, (5, 12)), (4, (10, 23))):
+        [(rows, cells)] = make(stride=stride).encoder(x, torch.ones_like(x))
+        assert cells.size == size and len(rows) == size[0] * size[1]
+        fine = make(stride=stride, multi_scale=True).encoder(x, torch.ones_like(x))[1][1]
+        assert fine.size == (2 * size[0], 2 * size[1]) or stride != 16 and fine.size[0] >= 2 * size[0] - 1
+    with pytest.raises(FormulaGanError, match="stride=5"): RecognizerConfig(stride=5)
+
+
+def test_frozen_model_passes_gradients_to_the_image():
+    "As in the generator's step: no parameter learns, nothing changes in the model, padding gets no gradient."
+    model = make()
+    for p in model.parameters(): p.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x, mask = images(SIZES, 40, 96)
+    x.requires_grad_()
+    ids = some_ids(model.vocab, [3, 5, 1, 4])
+    model.loss(x, mask, ids).backward()
+    assert x.grad.isfinite().all() and (x.grad * (1 - mask)).abs().max() == 0
+    assert all(x.grad[n].abs().max() > 0 for n in range(4))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
+    direction = torch.randn_like(x) * mask
+    with torch.no_grad(): up, down = (model.loss(x + step * direction, mask, ids) for step in (1e-3, -1e-3))
+    assert math.isclose((up - down).item() / 2e-3, (x.grad * direction).sum().item(), rel_tol=0.1, abs_tol=5e-3)
+
+
+def test_loss_is_the_mean_over_all_tokens():
+    model = make()
+    x, mask = images(SIZES, 40, 96)
+    ids = some_ids(model.vocab, [3, 5, 1, 4])
+    logits, _ = model(x, mask, ids)
+    nll = model.token_nll(x, mask, ids)
+    expected = [-logits[n, t].log_softmax(-1)[ids[n, t + 1]] for n, length in enumerate([4, 6, 2, 5]) for t in range(length)]
+    assert torch.allclose(nll[nll != 0], torch.stack(expected), atol=1e-5) and (nll == 0).sum() == nll.numel() - 17
+    assert torch.allclose(model.loss(x, mask, ids), torch.stack(expected).mean(), atol=1e-5)
+
+
+def test_attention_stays_on_the_image_and_coverage_matters():
+    model = make(multi_scale=True)
+    x, mask = images(SIZES, 40, 96)
+    _, scales = model(x, mask, some_ids(model.vocab, [3, 5, 1, 4]))
+    for look, cells in zip(scales, (Cells(mask).halved().halved().halved(), Cells(mask).halved().halved())):
+        assert look.shape == (4, 6, *cells.size) and torch.allclose(look.sum((2, 3)), torch.ones(4, 6), atol=1e-5)
+        assert (look * (cells.mask == 0)).abs().max() == 0
+    without = make(multi_scale=True)
+    for attend in without.decoder.attend: torch.nn.init.zeros_(attend.coverage.weight)
+    _, other = without(x, mask, some_ids(model.vocab, [3, 5, 1, 4]))
+    assert torch.allclose(other[0][:, 0], scales[0][:, 0]) and not torch.allclose(other[0][:, 1:], scales[0][:, 1:], atol=1e-4)
+
+
+def test_greedy_equals_step_by_step_teacher_forcing():
+    model = make(3)
+    x, mask = images(SIZES, 40, 96)
+    read = model.decode(x, mask, beam_size=1, max_length=8)
+    for n in range(4):
+        ids, total = [START], 0.0
+        while len(ids) <= 8 and ids[-1] != END:
+            logits, _ = model(x[n:n + 1], mask[n:n + 1], torch.tensor([[*ids, END]]))
+            chances = logits[0, -1].log_softmax(-1)
+            chances[[PAD, START]] = -math.inf
+            total, ids = total + chances.max().item(), [*ids, int(chances.argmax())]
+        assert read[n].tokens == model.vocab.decode(ids) and math.isclose(read[n].score, total / (len(ids) - 1), abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("multi_scale", [False, True])
+def test_wide_beam_equals_exhaustive_search(seed, multi_scale):
+    "All texts of two symbols up to three tokens; pad and start are never written."
+    model, longest = make(seed, symbols=["a", "b"], multi_scale=multi_scale), 4
+    x, mask = images(SIZES, 40, 96, seed)
+    texts = [t for n in range(longest) for t in itertools.product([3, 4], repeat=n)]
+    ids = torch.tensor([[START, *t, END] + [PAD] * (longest - 1 - len(t)) for t in texts])
+    read = model.decode(x, mask, beam_size=2 ** (longest + 1), max_length=longest)
+    for n in range(4):
+        nll = model.token_nll(x[n:n + 1].expand(len(ids), -1, -1, -1), mask[n:n + 1].expand(len(ids), -1, -1, -1), ids)
+        score = -nll.sum(1) / (nll != 0).sum(1)
+        best = int(score.argmax())
+        assert read[n].tokens == model.vocab.decode(ids[best].tolist()) and math.isclose(read[n].score, score[best].item(), abs_tol=1e-4)
+
+
+def test_beam_is_never_worse_than_greedy():
+    found = 0
+    for seed in range(6):
+        model = make(seed, sharp=0.5)
+        with torch.no_grad(): model.decoder.out.bias[END] += 1
+        x, mask = images(SIZES * 4, 40, 96, seed)
+        greedy = model.decode(x, mask, beam_size=1, max_length=15)
+        for beam in (model.decode(x, mask, k, 15) for k in (2, 4, 10)):
+            assert count_runaways(beam, 15) <= count_runaways(greedy, 15)
+            assert all(b.score >= g.score - 1e-6 for b, g in zip(beam, greedy) if len(g.tokens) < 15)
+            found += sum(b.score > g.score + 1e-4 for b, g in zip(beam, greedy))
+    assert found > 20  # and it does find better ones
+
+
+def test_batched_beams_equal_single_images_and_scores_are_true():
+    "Images leave the search at different steps; states and coverage must stay with their hypotheses."
+    model, sizes = make(4, sharp=0.5), SIZES * 3
+    x, mask = images(sizes, 40, 96, 4)
+    read = model.decode(x, mask, beam_size=10, max_length=15)
+    assert len({len(h.tokens) for h in read}) > 3
+    for n, h in enumerate(read):
+        alone = model.decode(x[n:n + 1], mask[n:n + 1], beam_size=10, max_length=15)[0]
+        assert alone.tokens == h.tokens and math.isclose(alone.score, h.score, abs_tol=1e-4)
+        if len(h.tokens) < 15:
+            nll = model.token_nll(x[n:n + 1], mask[n:n + 1], torch.tensor([model.vocab.encode(h.tokens)]))
+            assert math.isclose(h.score, -nll.mean().item(), abs_tol=1e-4)
+
+
+def test_runaways_are_cut_and_counted():
+    model = make()
+    with torch.no_grad(): model.decoder.out.bias[END] = -1e4
+    x, mask = images(SIZES, 40, 96)
+    for beam_size in (1, 3):
+        read = model.decode(x, mask, beam_size, max_length=7)
+        assert [len(h.tokens) for h in read] == [7] * 4 and count_runaways(read, 7) == 4
+    with torch.no_grad(): model.decoder.out.bias[END] = 1e4
+    read = model.decode(x, mask, 3, max_length=7)
+    assert read == [Hypothesis([], h.score) for h in read] and count_runaways(read, 7) == 0
+
+
+def test_wrong_calls_are_named():
+    model = make()
+    x, mask = images(SIZES, 40, 96)
+    for call in (lambda: model.decode(x, mask, 0), lambda: model.decode(x, mask, 3, 0), lambda: model.decode(x[:, 0], None), lambda: model.decode(x, mask[..., :8])):
+        with pytest.raises(FormulaGanError): call()
+
+
+def test_bf16_autocast_stays_close_and_trains():
+    model = make(dropout=0.0)
+    x, mask = images(SIZES, 40, 96)
+    ids = some_ids(model.vocab, [3, 5, 1, 4])
+    exact = model.token_nll(x, mask, ids)
+    with torch.autocast("cpu", torch.bfloat16): rough = model.token_nll(x, mask, ids)
+    assert rough.dtype == torch.float32 and (rough - exact).abs().mean() < 0.15 * exact.mean()
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16): loss = model.loss(x, mask, ids)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with torch.autocast("cpu", torch.bfloat16): assert len(model.eval().decode(x, mask, 2, 5)) == 4
+
+
+def test_dropout_only_in_training():
+    model = make(dropout=0.5)
+    x, mask = images(SIZES, 40, 96)
+    ids = some_ids(model.vocab, [3, 5, 1, 4])
+    assert torch.equal(model.loss(x, mask, ids), model.loss(x, mask, ids))
+    model.train()
+    assert not torch.equal(model.loss(x, mask, ids), model.loss(x, mask, ids))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.bfloat16, 0.1)])
+def test_weights_return_with_vocabulary_and_configuration(tmp_path, dtype, tolerance):
+    model, path = make(multi_scale=True), tmp_path / "reader.safetensors"
+    save_recognizer(model, path, dtype, row="V", seed=3)
+    again = load_recognizer(path)
+    assert again.config == model.config and again.vocab.to_list() == model.vocab.to_list() and not again.training
+    assert again.facts == {"row": "V", "seed": 3} and next(again.parameters()).dtype == torch.float32
+    x, mask = images(SIZES, 40, 96)
+    ids = some_ids(model.vocab, [3, 5, 1, 4])
+    assert torch.allclose(again.token_nll(x, mask, ids), model.token_nll(x, mask, ids), atol=tolerance * 5, rtol=tolerance)
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+    from safetensors.torch import load_file, save_file
+    path = tmp_path / "reader.safetensors"
+    save_recognizer(make(), path)
+    data, weights = path.read_bytes(), load_file(path)
+    files = {"cut": data[:-100], "garbage": b"no weights", "empty": b""}
+    for name, content in files.items(): (tmp_path / f"{name}.safetensors").write_bytes(content)
+    save_file(weights, tmp_path / "foreign.safetensors")
+    info = {"kind": "formula_gan recognizer", "vocab": json.dumps(SYMBOLS), "facts": "{}"}
+    save_file(weights, tmp_path / "other.safetensors", {**info, "config": json.dumps({**SMALL, "layers": 3})})
+    save_file(weights, tmp_path / "newer.safetensors", {**info, "config": json.dumps({**SMALL, "wings": 3})})
+    save_file(weights, tmp_path / "vocab.safetensors", {**info, "vocab": json.dumps(["a"]), "config": json.dumps(SMALL)})
+    for name in (*files, "foreign", "other", "newer", "vocab", "missing"):
+        with pytest.raises(FormulaGanError, match=name) as error: load_recognizer(tmp_path / f"{name}.safetensors")
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    with pytest.raises(FormulaGanError, match="nowhere"): load_recognizer("nowhere")
+
+
+def strokes(text):
+    "A toy script: each symbol is a pattern of its own, 8 px wide."
+    patterns = {s: np.random.default_rng(n).random((16, 8)) > 0.6 for n, s in enumerate(SYMBOLS)}
+    return np.hstack([np.zeros((16, 4)), *(patterns[s] for s in text), np.zeros((16, 4))]).astype("float32")
+
+
+def train(model, data, steps, lr, seed=0, batch=8, autocast=False):
+    "Adam with a short warm-up and a cosine; batches of all data in turn."
+    rng, optimizer = np.random.default_rng(seed), torch.optim.Adam(model.parameters(), lr, foreach=True)
+    x, mask, ids = data
+    model.train()
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20, 0.02 + 0.5 * (1 + math.cos(math.pi * step / steps)))
+        pick = torch.from_numpy(rng.permutation(len(x))[:batch])
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast): loss = model.loss(x[pick], mask[pick], ids[pick])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def padded(pictures, texts, vocab):
+    height, width = (-(-max(p.shape[k] for p in pictures) // 16) * 16 for k in (0, 1))
+    x, mask, ids = torch.zeros(len(pictures), 1, height, width), torch.zeros(len(pictures), 1, height, width), [vocab.encode(t) for t in texts]
+    for n, p in enumerate(pictures):
+        x[n, 0, :p.shape[0], :p.shape[1]], mask[n, 0, :p.shape[0], :p.shape[1]] = torch.from_numpy(p), 1
+    longest = max(map(len, ids))
+    return x, mask, torch.tensor([i + [PAD] * (longest - len(i)) for i in ids])
+
+
+def test_it_learns_to_read():
+    "Reads texts of a toy script, of other lengths and orders than it was taught."
+    rng = np.random.default_rng(0)
+    texts = [[str(s) for s in rng.choice(SYMBOLS, rng.integers(1, 7))] for _ in range(96)]
+    torch.manual_seed(0)
+    model = Recognizer(Vocab.from_tokens([SYMBOLS]), RecognizerConfig(**{**SMALL, "layers": 2, "growth": 8, "hidden": 48, "embedding": 48, "attention": 32, "dropout": 0.0}))
+    train(model, padded([strokes(t) for t in texts[:80]], texts[:80], model.vocab), 250, 1e-2)
+    x, mask, _ = padded([strokes(t) for t in texts[80:]], texts[80:], model.vocab)
+    read = [h.tokens for h in model.decode(x, mask, 3, 12)]
+    assert sum(r == t for r, t in zip(read, texts[80:])) >= 12
+
+
+def overfit(pictures, texts):
+    torch.manual_seed(0)
+    model = Recognizer(Vocab.from_tokens(texts), RecognizerConfig(stride=8, dropout=0.0))
+    data = padded(pictures, texts, model.vocab)
+    train(model, data, 300, 1e-3, autocast=True)
+    assert [h.tokens for h in model.decode(*data[:2], beam_size=1)] == texts
+    assert [h.tokens for h in model.decode(*data[:2], beam_size=10)] == texts
+
+
+@pytest.mark.slow
+def test_overfits_32_demo_formulas():
+    from formula_gan.data import demo_formulas
+    from formula_gan.ink import demo_inks, rasterize
+    formulas = sorted(demo_formulas(300, 0), key=len)[100:132]
+    overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas])
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_overfits_32_real_formulas():
+    import csv, io, zipfile
+    from formula_gan.core import data_file
+    from formula_gan.ink import rasterize, read_inkml
+    captions = {r["id"]: r["latex"].split() for r in csv.DictReader(open(data_file("crohme2014_captions.tsv"), encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE) if r["split"] == "train"}
+    pictures, texts = [], []
+    with zipfile.ZipFile(data_file("crohme2014.zip")) as archive:
+        names = sorted(n for n in archive.namelist() if "TrainINKML" in n and n.endswith(".inkml"))
+        for name in names[::97]:
+            ink = name.rsplit("/", 1)[-1].removesuffix(".inkml")
+            picture = rasterize(read_inkml(archive.read(name)), symbol_height=10)
+            if ink in captions and picture.shape[1] <= 200 and len(captions[ink]) <= 25: pictures.append(picture); texts.append(captions[ink])
+    assert len(texts) >= 32
+    overfit(pictures[:32], texts[:32])
