@@ -37,13 +37,16 @@ class Profile:
     sizing: str = "symbol"  # "symbol" (matched symbol size) or "height" (the paper's: all images to `height`)
     max_tokens: int = 50  # the paper's limit
     l1_anchor: float = 0.0  # weight of the pooled L1 between G's input and output
+    skip: bool = False  # generator with skip connections; rows trained so are named "... skip"
     lambda_: float = 1.0  # weight of the task loss (Eqs 8, 9)
     generator_lr: float = 5e-5
+    warmup_lr: float = 1e-3  # of the generator, whilst it copies
     discriminator_lr: float = 2e-4
     task_lr: float = 2e-4
     ema_decay: float = 0.999  # of the exported generator
     recognizer_batch: int = 16
     recognizer_lr: float = 1e-4
+    reader_steps: int = 20_000  # of the reader that measures what content generated images keep
     recognizer_stride: int = 16  # px of the image per cell of the encoder's map
     precision: str = "bf16"  # "bf16" (autocast) or "fp32"
     workers: int = 2  # processes that typeset and read ink
@@ -56,11 +59,12 @@ class Profile:
 # %% ../nbs/00_core.ipynb #7732c171
 PROFILES = {p.name: p for p in (
     Profile("demo", "demo", height=32, symbol_height=8, base_channels=8, batch=8, gan_iterations=120,
-            warmup_iterations=60, synthetic_images=500, recognizer_steps=150, printed_formulas=500, l1_anchor=1.0,
-            generator_lr=2e-4, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
+            warmup_iterations=60, synthetic_images=500, recognizer_steps=150, reader_steps=300, printed_formulas=500, l1_anchor=1.0, skip=True,
+            generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
-            gan_iterations=2500, warmup_iterations=400, synthetic_images=10_000, recognizer_steps=2500,
-            printed_formulas=8_000, l1_anchor=1.0, generator_lr=1e-4, recognizer_lr=1e-3, recognizer_stride=8),
+            gan_iterations=2000, warmup_iterations=200, synthetic_images=10_000, recognizer_steps=1000, reader_steps=2500,
+            printed_formulas=8_000, l1_anchor=1.0, skip=True, generator_lr=1e-4, task_lr=1e-3, recognizer_lr=1e-3,
+            recognizer_stride=8),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
             printed_formulas=30_000, l1_anchor=1.0, generator_lr=1e-4, recognizer_lr=5e-4, workers=16),
@@ -89,6 +93,7 @@ def cast_value(
 # %% ../nbs/00_core.ipynb #2382f057
 def get_profile(
     name: str,  # "demo", "laptop", "gpu" or "paper"
+    /,
     **overrides,  # fields to change; values may be text
 ) -> Profile:  # the profile with the changes applied
     "The named profile with fields overridden; unknown names, fields or impossible values raise `FormulaGanError`."

@@ -6,7 +6,8 @@
 __all__ = ['PRINTED', 'HANDWRITTEN', 'demo_formula', 'demo_formulas', 'normalize_all', 'read_wikipedia', 'read_captions',
            'split_by_writer', 'Corpus', 'clean_formulas', 'load_demo', 'wikipedia_normal_forms', 'load_crohme',
            'load_corpus', 'ImageSet', 'print_bold', 'draw_print', 'draw_ink', 'print_images', 'ink_images',
-           'Augmentation', 'margin', 'augment', 'pad_margin', 'Batch', 'collate', 'Stream', 'ordered_batches']
+           'Augmentation', 'margin', 'augment', 'pad_margin', 'Batch', 'collate', 'size_class', 'Stream',
+           'ordered_batches']
 
 # %% ../nbs/04_data.ipynb #293ec170
 import csv, dataclasses, json, lzma
@@ -427,6 +428,14 @@ def collate(
     return Batch(*map(torch.from_numpy, (x, mask, padded, domains)), list(tokens or [""] * len(images)))
 
 # %% ../nbs/04_data.ipynb #6f4ad8ee
+def size_class(
+    shape,  # (h, w) without margin
+    profile: Profile,
+) -> tuple[int, int]:  # padded height, width
+    "What images are sorted by, so that a batch wastes little on padding: the height that 16 px steps leave them, then the width."
+    return -(-(int(shape[0]) + 2 * margin(profile)) // 16), int(shape[1])
+
+
 class Stream:
     "Endless batches over image sets: `stream[step]` is a `Batch`, always the same one. Serves as a map-style dataset."
     def __init__(
@@ -437,7 +446,7 @@ class Stream:
         batch: int,
         seed: int,
         ranges: Augmentation | None = Augmentation(),  # None: only the fixed margin
-        pool: int = 32,  # batches sorted together
+        pool: int = 64,  # batches sorted together
         length: int = 2**31,  # number of batches
     ):
         if not sets or not all(len(s) for s in sets): raise FormulaGanError("a stream needs image sets that are not empty")
@@ -461,7 +470,7 @@ class Stream:
         if self.cached[0] != number:
             size = self.pool * self.batch
             items = [(n, *self.item(n)) for n in range(number * size, (number + 1) * size)]
-            items.sort(key=lambda i: (int(self.sets[i[1]].shapes[i[2]].prod()), i[0]))
+            items.sort(key=lambda i: (*size_class(self.sets[i[1]].shapes[i[2]], self.profile), i[0]))
             groups = [items[i:i + self.batch] for i in range(0, size, self.batch)]
             order = np.random.default_rng(derive_seed(self.seed, "pool", number)).permutation(len(groups))
             self.cached = (number, [groups[i] for i in order])
@@ -484,9 +493,9 @@ def ordered_batches(
     profile: Profile,
     pixels: int = 400_000,  # of a padded batch
     largest: int = 64,  # images of a batch
-):  # yields (indices, Batch), every image once, in order of area
-    "Every image of a set once, in batches of similar area, without augmentation; symbols outside the vocabulary are skipped in `ids`."
-    order = sorted(range(len(images)), key=lambda i: int(images.shapes[i].prod()))
+):  # yields (indices, Batch), every image once, in order of size
+    "Every image of a set once, in batches of similar size, without augmentation; symbols outside the vocabulary are skipped in `ids`."
+    order = sorted(range(len(images)), key=lambda i: size_class(images.shapes[i], profile))
     side = 2 * margin(profile) + 16
     while order:
         group, h, w = [], 0, 0

@@ -168,8 +168,8 @@ def make_gan(
     sets, _, _ = make_images(profile, data_dir, seed, progress)
     sources, targets = gan_streams(sets, row)
     vocab = Vocab.from_tokens([t.split() for s in targets for t in s.tokens])
-    training = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile) if f.name not in ("name", "workers", "synthetic_images")
-                and not f.name.startswith("recognizer_")}
+    other = ("name", "workers", "synthetic_images", "recognizer_batch", "recognizer_lr", "recognizer_steps", "reader_steps")
+    training = {k: v for k, v in dataclasses.asdict(profile).items() if k not in other}
     folder = stage_folder("gan", {"images": image_spec(profile, seed), "training": training, "seed": seed, "attention": row.attention,
                                   "target": row.target, "handwritten_source": row.handwritten_source, "version": 1})
     task = GanTask(profile, sources, targets, vocab, seed, row.target, row.attention, pick_device())
@@ -262,7 +262,7 @@ def make_reader(
     progress: bool = True,
 ):  # Recognizer, in evaluation mode
     """The reader of `content_exprate`, one for all rows: trained on real training ink and on print, never on GAN output, and
-    never on the formulas it is to read back. Twice the steps of a row's recogniser."""
+    never on the formulas it is to read back."""
     sets, vocab, _ = make_images(profile, data_dir, seed, progress)
     unseen = set(content_formulas(sets["synthetic_print"]))
     known = [i for i, t in enumerate(sets["formulas_print"].tokens) if t not in unseen and all(s in vocab for s in t.split())]
@@ -270,7 +270,7 @@ def make_reader(
     ink = [i for i, t in enumerate(sets["train_ink"].tokens) if t not in unseen]
     parts = [sets["train_ink"].subset(ink), sets["captions_print"].subset(captions), sets["formulas_print"].subset(known)]
     folder, _ = make_recognizer("content reader", parts, {"reader": image_spec(profile, seed), "version": 1}, sets["valid_ink"], vocab, profile, seed,
-                                2 * profile.recognizer_steps, max_minutes, progress)
+                                profile.reader_steps, max_minutes, progress)
     return load_recognizer(folder / "best.safetensors").to(pick_device(), memory_format=torch.channels_last)
 
 
@@ -376,7 +376,7 @@ def run_row(
 ) -> RowResult:
     "One row of Table 1 from end to end; finished stages come from the cache. Its rows go to `results_table`."
     if isinstance(profile, str): profile = get_profile(profile, **overrides)
-    elif overrides: profile = get_profile(profile.name, **{**dataclasses.asdict(profile), **overrides, "name": profile.name})
+    elif overrides: profile = get_profile(profile.name, **{k: v for k, v in (dataclasses.asdict(profile) | overrides).items() if k != "name"})
     seed = cast_value("seed", seed, int)
     lambda_ = None if lambda_ in (None, "") else cast_value("lambda", lambda_, float)
     options, row = dict(data_dir=data_dir, seed=seed, progress=progress), str(row or "")
@@ -391,7 +391,7 @@ def run_row(
             weights, facts = make_gan(variant, profile, max_minutes=max_minutes, **options)
             images, writing = make_synthetic(weights, prints, profile, seed, progress)
             identity = {"synthetic": hashlib.sha256(weights.read_bytes()).hexdigest(), "images": image_spec(profile, seed), "seed": seed}
-            row, minutes = variant.name, facts["minutes"] + writing
+            row, minutes = variant.name + " skip" * profile.skip, facts["minutes"] + writing
             extra = dict(gan_iterations=profile.gan_iterations, l1_anchor=profile.l1_anchor)
         rows, readings, spent = score_set(row, images, identity, profile, max_minutes=max_minutes, **options)
         minutes += spent

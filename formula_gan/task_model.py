@@ -27,6 +27,7 @@ class RecognizerConfig:
     growth: int = 24  # channels that each layer adds
     stem_channels: int = 48  # of the first convolution
     stride: int = 16  # px of the image per cell of the map: 16 (paper), 8 or 4 for small symbols
+    early_pooling: bool = False  # at stride 8: pool after the stem, not before the last block; half the work, coarser
     hidden: int = 256  # of the GRU
     embedding: int = 256  # of a token
     attention: int = 128  # width of the attention's tanh layer
@@ -37,6 +38,7 @@ class RecognizerConfig:
 
     def __post_init__(self):
         if self.stride not in (4, 8, 16): raise FormulaGanError(f"stride={self.stride}: choose 4, 8 or 16")
+        if self.early_pooling and self.stride != 8: raise FormulaGanError(f"early_pooling is for stride 8, not {self.stride}")
 
 # %% ../nbs/06_task_model.ipynb #7edf45b6
 class _Take(torch.autograd.Function):
@@ -125,20 +127,21 @@ class Encoder(nn.Module):
 
     def __init__(self, config: RecognizerConfig):
         super().__init__()
-        self.stride, stem, (layers, growth, dropout) = config.stride, config.stem_channels, (config.layers, config.growth, config.dropout)
+        stem, layers, growth, dropout = config.stem_channels, config.layers, config.growth, config.dropout
+        self.stride, early = config.stride, config.early_pooling
+        self.pool_stem, self.pools = config.stride == 16 or early, (True, not early)
         self.stem = nn.Conv2d(1, stem, 7, stride=1 if config.stride == 4 else 2, padding=3, bias=False)
-        self.stem_norm, channels = NormReLU(stem), stem
+        self.stem_norm, widths = NormReLU(stem), [stem]
         self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
-        for block in range(3):
-            self.blocks.append(DenseBlock(channels, layers, growth, dropout))
-            channels += layers * growth
-            if block < 2:
-                self.transitions.append(nn.Sequential(NormReLU(channels), nn.Linear(channels, channels // 2, bias=False)))
-                channels //= 2
-            if block == 1: fine = channels
-        self.norm, self.channels = NormReLU(channels), [channels]
-        self.fine_block = None
-        if config.multi_scale:
+        for n in range(3):
+            self.blocks.append(DenseBlock(widths[-1], layers, growth, dropout))
+            full = widths[-1] + layers * growth
+            if n < 2: self.transitions.append(nn.Sequential(NormReLU(full), nn.Linear(full, full // 2, bias=False)))
+            widths.append(full // 2)
+        self.norm, self.channels = NormReLU(full), [full]
+        self.branch = max(n for n in (0, 1) if self.pools[n]) if config.multi_scale else None
+        if config.multi_scale:  # leaves the trunk before its last pooling
+            fine = widths[self.branch + 1]
             self.fine_block = DenseBlock(fine, layers // 2, growth, dropout)
             self.channels.append(fine + layers // 2 * growth)
             self.fine_norm = NormReLU(self.channels[1])
@@ -155,19 +158,17 @@ class Encoder(nn.Module):
         x, mask = F.pad(x * mask, border), F.pad(mask, border).float()
         cells = Cells(mask) if self.stride == 4 else Cells(mask).halved()
         rows = self.stem_norm(cells.rows(self.stem(x)))
-        if self.stride == 16:  # zeros are neutral: nothing is below 0 after the ReLU
+        if self.pool_stem:  # zeros are neutral: nothing is below 0 after the ReLU
             maps, cells = F.max_pool2d(cells.maps(rows), 2), cells.halved()
             rows = cells.rows(maps)
         scales = []
-        for block, transition in zip(self.blocks, [*self.transitions, None]):
-            rows = block(rows, cells)
-            if transition is None: break
-            rows = transition(rows)
-            if self.fine_block is not None and transition is self.transitions[-1]:
-                scales.append((self.fine_norm(self.fine_block(rows, cells)), cells))
-            maps, cells = F.avg_pool2d(cells.maps(rows), 2), cells.halved()
-            rows = cells.rows(maps)
-        return [(self.norm(rows), cells), *scales]
+        for n, (block, transition) in enumerate(zip(self.blocks, [*self.transitions, self.norm])):
+            rows = transition(block(rows, cells))
+            if n == self.branch: scales.append((self.fine_norm(self.fine_block(rows, cells)), cells))
+            if n < 2 and self.pools[n]:
+                maps, cells = F.avg_pool2d(cells.maps(rows), 2), cells.halved()
+                rows = cells.rows(maps)
+        return [(rows, cells), *scales]
 
 # %% ../nbs/06_task_model.ipynb #6d3aef66
 class Memory(NamedTuple):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['frozen', 'pooled_l1', 'target_class', 'GanModels', 'gan_step', 'recognizer_step', 'generator_config',
-           'save_generator', 'load_generator', 'reconstruction_step', 'update_average', 'GanTask',
-           'seed_everything_for', 'RecognizerTask', 'Trainer', 'stop_on_signal', 'add_log_row']
+           'save_generator', 'load_generator', 'reconstruction_step', 'update_average', 'small_recognizer', 'GanTask',
+           'seed_everything_for', 'RecognizerTask', 'Trainer', 'ignore_signals', 'stop_on_signal', 'add_log_row']
 
 # %% ../nbs/07_trainer.ipynb #21dd1c25
 import contextlib, copy, csv, json, math, signal, threading, time
@@ -116,7 +116,7 @@ def generator_config(
 ) -> dict:  # the arguments that make another like it
     "A generator's shape."
     return {"base_channels": generator.gain.numel(), "z_dim": generator.z_dim, "num_classes": generator.num_classes,
-            "attention": generator.attention is not None}
+            "attention": generator.attention is not None, "skip": generator.skips is not None}
 
 
 def save_generator(
@@ -182,6 +182,14 @@ def update_average(
         for a, b in zip(average.buffers(), model.buffers()): a.copy_(b)
 
 
+def small_recognizer(
+    profile: Profile,
+) -> RecognizerConfig:
+    """The task model, and the recogniser of Table 1: 3 x 6 layers, growth 24. Without dropout, since a small budget shows each
+    image a few times only; at the small profiles' stride of 8 it pools early, which halves the work."""
+    return RecognizerConfig(stride=profile.recognizer_stride, early_pooling=profile.recognizer_stride == 8, dropout=0.0)
+
+
 class GanTask:
     "One row of Table 1: generator, discriminator and (unless lambda is 0) task model on two streams of images."
     def __init__(
@@ -197,8 +205,8 @@ class GanTask:
     ):
         seed_everything_for(seed, "init")
         self.profile, self.seed, self.target, self.device = profile, seed, target, device
-        task = Recognizer(vocab, RecognizerConfig(stride=profile.recognizer_stride)) if profile.lambda_ else None
-        self.models = GanModels(Generator(profile.base_channels, attention=attention),
+        task = Recognizer(vocab, small_recognizer(profile)) if profile.lambda_ else None
+        self.models = GanModels(Generator(profile.base_channels, attention=attention, skip=profile.skip),
                                 Discriminator(profile.base_channels, attention=attention), task)
         self.modules = {name: m.to(device, memory_format=torch.channels_last) for name, m in vars(self.models).items() if m is not None}
         self.modules["average"] = copy.deepcopy(self.models.generator)
@@ -217,10 +225,10 @@ class GanTask:
     def __getitem__(self, step): return self.source[step], self.targets[step]
 
     def step(self, batches, step: int, draw: torch.Generator) -> dict:
-        "Losses of one step; the learning rate of the warm-up is the discriminator's."
+        "Losses of one step; the warm-up has a learning rate of its own."
         source, target = (b.to(self.device, torch.channels_last) for b in batches)
         warm = step < self.profile.warmup_iterations
-        self.optimizers["generator"].param_groups[0]["lr"] = self.profile.discriminator_lr if warm else self.profile.generator_lr
+        self.optimizers["generator"].param_groups[0]["lr"] = self.profile.warmup_lr if warm else self.profile.generator_lr
         z = torch.randn(len(source.x), self.models.generator.z_dim, generator=draw).to(self.device)
         c = target_class(source.domain, self.target, draw)
         if warm: losses, fake = reconstruction_step(self.models, source, target, z, c, self.profile.lambda_)
@@ -268,7 +276,7 @@ class RecognizerTask:
     ):
         seed_everything_for(seed, "init")
         self.profile, self.seed, self.device, self.steps = profile, seed, device, steps or profile.recognizer_steps
-        self.model = Recognizer(vocab, config or RecognizerConfig(stride=profile.recognizer_stride))
+        self.model = Recognizer(vocab, config or small_recognizer(profile))
         self.modules = {"recognizer": self.model.to(device, memory_format=torch.channels_last)}
         self.optimizers = {"recognizer": torch.optim.Adam(self.model.parameters(), profile.recognizer_lr, foreach=True)}
         self.stream = Stream(sets, vocab, profile, profile.recognizer_batch, derive_seed(seed, "recognizer"))
@@ -375,7 +383,7 @@ class Trainer:
         "Batches from the current step on: this process's share."
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         order = range(self.step * ranks + rank, self.task.steps * ranks, ranks)
-        return DataLoader(self.task, batch_size=None, sampler=order, num_workers=self.workers,
+        return DataLoader(self.task, batch_size=None, sampler=order, num_workers=self.workers, worker_init_fn=ignore_signals,
                           prefetch_factor=4 if self.workers else None)
 
     def run(
@@ -440,6 +448,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
 # %% ../nbs/07_trainer.ipynb #528a9cd9
+def ignore_signals(
+    worker: int,  # number of the process that prepares batches
+):
+    "Ctrl-C and SIGTERM reach a whole process group; batches are prepared until the trainer itself has stopped."
+    for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def stop_on_signal(
     trainer: Trainer,

@@ -1,13 +1,12 @@
 """Every notebook: it runs, its module is its export, it is clean, and it imports downwards only."""
 import ast
 import json
-import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import nbformat
@@ -37,15 +36,16 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, ROOT / "nbs" / "index.ipynb"], ids=ids)
-def test_runs_without_data(path, clean_environment, tmp_path, monkeypatch):
-    from nbclient import NotebookClient
-    for name in list(os.environ):
-        if name.startswith("FORMULA_GAN_"): monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path / "cache"))
-    notebook, start = nbformat.read(path, 4), time.monotonic()
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
-    assert time.monotonic() - start < 60, "meant to take under 20 s on an idle machine"
+def test_runs_without_data(path, clean_environment, tmp_path):
+    "In a process of its own; its limit is processor time, which other work on the machine does not stretch."
+    environment = {**clean_environment, "FORMULA_GAN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "papermill", path.name, tmp_path / "out.ipynb", "--no-progress-bar"], cwd=path.parent,
+                          env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 40, f"{seconds:.0f} s of processor time: a library notebook is meant to take under 20 s on two cores"
 
 
 @pytest.fixture(scope="module")

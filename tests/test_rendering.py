@@ -293,4 +293,4 @@ def test_images_per_second_of_one_core(wikipedia):
     start, images = time.process_time(), [r for r in render_many(wikipedia[:300], workers=1, progress=False) if not isinstance(r, RenderError)]
     rate = len(images) / (time.process_time() - start)
     print(f"\n{rate:.0f} images per second of one core's time; 32 px per em, mean size {np.mean([i.size for i in images]):.0f} px")
-    assert rate > 40  # 120 to 170 on an idle core; a shared one is slower
+    assert rate > 40  # about 150 on an idle core; a shared one is slower

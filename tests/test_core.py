@@ -1,0 +1,72 @@
+import json
+
+import numpy as np
+import pytest
+
+from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, finish_stage, get_profile, read_table, stage_facts,
+                              stage_folder, tile, write_row)
+
+
+@pytest.mark.parametrize("override, message", [
+    ({"batch": "many"}, "batch='many' is not a valid int"), ({"batch": 2.5}, "batch=2.5"), ({"batch": 0}, "positive"), ({"lambda_": -1}, "0 or more"),
+    ({"precision": "fp8"}, "bf16, fp32"), ({"colour": 1}, "no field 'colour'"), ({"sizing": "width"}, "symbol, height"), ({"lambda_": "nan"}, "float"),
+    ({"name": "x"}, "no field 'name'")])
+def test_bad_overrides_are_named(override, message):
+    with pytest.raises(FormulaGanError, match=message): get_profile("demo", **override)
+
+
+def test_unknown_profile_lists_the_known():
+    with pytest.raises(FormulaGanError, match="demo, laptop, gpu, paper"): get_profile("huge")
+
+
+def test_paper_profile_has_the_papers_settings():
+    paper = PROFILES["paper"]
+    assert (paper.height, paper.max_width, paper.max_tokens, paper.batch, paper.gan_iterations) == (128, 512, 50, 4, 300_000)
+    assert (paper.generator_lr, paper.discriminator_lr, paper.recognizer_lr, paper.recognizer_batch) == (5e-5, 2e-4, 1e-4, 16)
+    assert paper.l1_anchor == paper.warmup_iterations == 0
+
+
+def test_text_overrides_are_cast():
+    profile = get_profile("laptop", gan_iterations="1e3", lambda_="2", symbol_height=10)
+    assert profile.gan_iterations == 1000 and profile.lambda_ == 2.0 and isinstance(profile.symbol_height, float)
+
+
+def test_atomic_path_leaves_the_old_file_on_failure(tmp_path):
+    target = tmp_path / "a" / "x.txt"
+    with atomic_path(target) as path: path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as path: path.write_text("new"); 1 / 0
+    assert target.read_text() == "old" and len(list(target.parent.iterdir())) == 1
+
+
+def test_stages_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path))
+    folder = stage_folder("gan", {"b": 1, "a": [2]})
+    assert cache_dir() == tmp_path and folder == stage_folder("gan", {"a": [2], "b": 1}) != stage_folder("gan", {"b": 2, "a": [2]})
+    assert stage_facts(folder) is None
+    finish_stage(folder, minutes=1.5)
+    assert stage_facts(folder) == {"minutes": 1.5} and json.loads((folder / "spec.json").read_text()) == {"a": [2], "b": 1}
+
+
+def test_rows_replace_their_like_only(tmp_path):
+    table = tmp_path / "table1.csv"
+    for row, seed, value in (("7", 0, 1.0), ("7", 1, 2.0), ("P", 0, 3.0), ("7", 0, 4.0)): write_row(table, dict(row=row, seed=seed, perplexity=value))
+    frame = read_table(table)
+    assert sorted(zip(frame.row, frame.seed, frame.perplexity)) == [("7", 0, 4.0), ("7", 1, 2.0), ("P", 0, 3.0)]
+    with pytest.raises(FormulaGanError, match="colour"): write_row(table, dict(row="7", colour=1))
+
+
+def test_missing_data_says_what_and_whence(tmp_path, monkeypatch):
+    monkeypatch.delenv("FORMULA_GAN_DATA", raising=False)
+    with pytest.raises(FormulaGanError, match="FORMULA_GAN_DATA.*mathoid-texvcjs"): data_file("wikipedia_formulas.txt.xz")
+    with pytest.raises(FormulaGanError, match="TC11"): data_file("crohme2014.zip", tmp_path)
+    (tmp_path / "CROHME2014").mkdir()
+    assert data_file("crohme2014.zip", tmp_path) == tmp_path / "CROHME2014"
+
+
+def test_seeds_differ_by_every_part():
+    assert len({derive_seed(*parts) for parts in ((0, "a"), (0, "b"), (1, "a"), ("0", "a"), (0, "a", 0))}) == 5
+
+
+def test_tile_shows_every_image():
+    sheet = np.asarray(tile([np.ones((4, 4))] * 5, columns=2, scale=1, gap=2))
+    assert (sheet == 0).sum() == 5 * 16

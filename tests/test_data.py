@@ -1,0 +1,169 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from formula_gan.core import FormulaGanError, get_profile
+from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, ImageSet, Stream, augment, clean_formulas, collate, demo_formulas, ink_images,
+                              load_corpus, margin, ordered_batches, print_images, read_captions, split_by_writer)
+from formula_gan.ink import InkError, SymbolBank, writer_key
+from formula_gan.tokenizer import Vocab, normalize
+
+demo = get_profile("demo", workers=1, synthetic_images=30, printed_formulas=30)
+
+
+def sets(counts=(7, 11, 4), seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = lambda n: [(int(rng.integers(8, 40)), int(rng.integers(8, 110))) for _ in range(n)]
+    return [ImageSet([rng.random(s).astype("float32") for s in shapes(n)], [f"{k} + {i % 10}" for i in range(n)], k % 2) for k, n in enumerate(counts)]
+
+
+VOCAB = Vocab.from_tokens([list("0123456789+")])
+
+
+def same(a, b): return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("x", "mask", "ids", "domain")) and a.tokens == b.tokens
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    one, two = (Stream(sets(), VOCAB, demo, 4, seed=3, pool=5) for _ in range(2))
+    forward = [one[k] for k in range(12)]
+    assert all(same(two[k], forward[k]) for k in (11, 3, 7, 0, 3))  # any order, as a resumed run asks
+    assert not same(Stream(sets(), VOCAB, demo, 4, seed=4, pool=5)[0], forward[0])
+
+
+def test_workers_bring_the_same_batches():
+    stream = Stream(sets(), VOCAB, demo, 4, seed=3, pool=5)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, sampler=range(2, 14), num_workers=2)
+    assert all(same(batch, stream[k]) for k, batch in zip(range(2, 14), loader))
+
+
+def test_sources_are_drawn_evenly_and_epochs_are_permutations():
+    stream = Stream(sets((7, 11)), VOCAB, demo, 4, seed=0)
+    drawn = [stream.item(n) for n in range(2 * 77)]
+    for which, size in enumerate((7, 11)):
+        indices = [i for w, i in drawn if w == which]
+        assert len(indices) == 77
+        for start in range(0, 77 - size + 1, size): assert sorted(indices[start:start + size]) == list(range(size))
+    assert [i for w, i in drawn if w == 0][:7] != [i for w, i in drawn if w == 0][7:14]
+
+
+def test_batches_are_of_similar_size():
+    big = sets((400,))
+    padded = lambda stream: 1 - sum(float(stream[k].mask.sum()) for k in range(32)) / sum(stream[k].mask.numel() for k in range(32))
+    assert padded(Stream(big, VOCAB, demo, 8, 0, None)) < 0.65 * padded(Stream(big, VOCAB, demo, 8, 0, None, pool=1))
+
+
+def test_augmentation_cuts_nothing_off_and_keeps_the_width_limit():
+    rng = np.random.default_rng(0)
+    for size in ((20, 40), (30, 110), (60, 20)):
+        image = np.full(size, 255, "uint8")
+        for _ in range(30):
+            out = augment(image, demo, rng, Augmentation(scale=(0.8, 1.2)))
+            assert out.shape[1] <= demo.max_width + 1
+            assert max(out[0].max(), out[-1].max(), out[:, 0].max(), out[:, -1].max()) == 0
+
+
+def test_augmentation_keeps_the_ink():
+    image = np.zeros((24, 40), "uint8"); image[6:18, 8:32] = 255
+    none = Augmentation(0, 0, (1, 1))
+    out = augment(image, demo, np.random.default_rng(1), none)
+    rows, columns = np.flatnonzero(out.any(1)), np.flatnonzero(out.any(0))
+    assert abs(len(rows) - 12) <= 2 and abs(len(columns) - 24) <= 2
+    assert abs(int(out.astype(int).sum()) - int(image.astype(int).sum())) < 0.02 * image.astype(int).sum()
+
+
+def test_collate_pads_to_16_and_masks():
+    batch = collate([np.ones((5, 17), "float32"), np.full((18, 3), 255, "uint8")], [[1, 2], [1, 7, 2]], [0, 1])
+    assert batch.x.shape == (2, 1, 32, 32) and torch.equal(batch.x, batch.mask)
+    assert batch.mask.sum((1, 2, 3)).tolist() == [85, 54] and batch.ids.tolist() == [[1, 2, 0], [1, 7, 2]]
+
+
+def test_ordered_batches_bring_every_image_once():
+    images = sets((50,))[0]
+    seen = [(n, batch.tokens[row]) for numbers, batch in ordered_batches(images, VOCAB, demo, pixels=20_000) for row, n in enumerate(numbers)]
+    assert sorted(n for n, _ in seen) == list(range(50)) and all(images.tokens[n] == t for n, t in seen)
+    assert all(batch.x.numel() <= 40_000 for _, batch in ordered_batches(images, VOCAB, demo, pixels=20_000))
+
+
+def test_image_sets_survive_the_disk(tmp_path):
+    images = sets()[1]
+    images.save(tmp_path)
+    again = ImageSet.load(tmp_path)
+    assert all(np.array_equal(images[i], again[i]) for i in range(len(images))) and again.tokens == images.tokens and again.domain == images.domain
+    (tmp_path / "shapes.npy").unlink()
+    with pytest.raises(FormulaGanError, match="not a whole image set"): ImageSet.load(tmp_path)
+
+
+def test_unknown_symbols_are_named():
+    with pytest.raises(KeyError, match="9"): Stream(sets(), Vocab.from_tokens([list("012345678+")]), demo, 60, 0)[0]
+
+
+def test_split_holds_out_writers_and_formulas():
+    rng = np.random.default_rng(0)
+    writers = [str(w) if w else "" for w in rng.integers(0, 40, 900)]
+    sources, formulas = list(rng.choice(["A", "B"], 900)), [str(f) for f in rng.integers(0, 300, 900)]
+    train, valid = split_by_writer(writers, sources, formulas)
+    assert valid and not {formulas[i] for i in train} & {formulas[i] for i in valid}
+    assert not {(sources[i], writers[i]) for i in train} & {(sources[i], writers[i]) for i in valid}
+    assert all(writers[i] for i in valid)  # unknown writers stay in training
+
+
+def test_limits_are_counted():
+    vocab = Vocab.from_tokens([["a", "b"]])
+    kept, synthetic, counts = clean_formulas(["a", "b b b", "a b", "a c", "b"], {"b"}, vocab, max_tokens=2)
+    assert sorted(kept) == ["a", "a b", "a c"] and sorted(synthetic) == ["a", "a b"]
+    assert counts == {"distinct": 5, "longer than the token limit": 1, "in validation or test": 1, "outside the vocabulary": 1, "synthetic": 2}
+
+
+def test_demo_corpus_is_disjoint():
+    corpus = load_corpus(demo)
+    check_disjoint(corpus, lambda ink: ink.writer)
+    assert all(normalize(f) == f for f in corpus.formulas)
+    assert all(t in corpus.vocab for part in corpus.ink.values() for ink in part for t in ink.latex.split())
+
+
+def check_disjoint(corpus, writer):
+    held_out = {i.latex for name in ("valid", "test") for i in corpus.ink[name]}
+    train = {i.latex for i in corpus.ink["train"]}
+    assert not {i.latex for i in corpus.ink["valid"]} & train
+    assert not {writer(i) for i in corpus.ink["valid"]} & {writer(i) for i in corpus.ink["train"]}
+    assert not held_out & set(corpus.formulas) and set(corpus.synthetic) <= set(corpus.formulas)
+    bank = SymbolBank.from_inks(corpus.ink["train"])
+    assert not {writer(i) for i in corpus.ink["valid"]} & set(bank.writers)
+
+
+def test_print_and_ink_have_one_symbol_size():
+    corpus = load_corpus(demo)
+    ink, _ = ink_images(corpus.ink["train"], demo, progress=False)
+    prints, _ = print_images(sorted(set(ink.tokens)), demo, 0, progress=False)
+    height = {t: prints.shapes[i, 0] for i, t in enumerate(prints.tokens)}
+    ratio = [ink.shapes[i, 0] / height[t] for i, t in enumerate(ink.tokens) if t in height]
+    assert 0.85 < np.median(ratio) < 1.2
+
+
+def test_scoring_drops_no_image():
+    corpus = load_corpus(demo)
+    kept, skipped = ink_images(corpus.ink["test"], get_profile("demo", height=16, max_tokens=3), limits=False, progress=False)
+    assert len(kept) == len(corpus.ink["test"]) and not skipped
+
+
+def test_missing_and_damaged_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("FORMULA_GAN_DATA", raising=False)
+    real = get_profile("laptop")
+    with pytest.raises(FormulaGanError, match="FORMULA_GAN_DATA"): load_corpus(real, progress=False)
+    with pytest.raises(FormulaGanError, match="crohme2014_captions.tsv"): load_corpus(real, str(tmp_path), progress=False)
+    (tmp_path / "crohme2014_captions.tsv").write_text("split\tid\tlatex\ntest\tx\tx\n")
+    with pytest.raises(FormulaGanError, match="crohme2014.zip"): load_corpus(real, str(tmp_path), progress=False)
+    (tmp_path / "crohme2014.zip").write_bytes(b"PK\3\4 half a download")
+    with pytest.raises(InkError, match="crohme2014.zip"): load_corpus(real, str(tmp_path), progress=False)
+
+
+@pytest.mark.real_data
+def test_real_corpus_is_disjoint_and_complete(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path))
+    corpus = load_corpus(get_profile("laptop"), progress=False)
+    check_disjoint(corpus, writer_key)
+    assert len(corpus.ink["test"]) == 986 and 250 < len(corpus.ink["valid"]) < 400 and 8000 < len(corpus.ink["train"]) < 8400
+    assert corpus.counts["synthetic"] > 90_000
+    assert len(read_captions()) == 9821

@@ -1,0 +1,221 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from formula_gan.core import FormulaGanError, get_profile
+from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, collate
+from formula_gan.sagan import Discriminator, Generator
+from formula_gan.task_model import Recognizer, RecognizerConfig
+from formula_gan.tokenizer import Vocab
+from formula_gan.trainer import (GanModels, GanTask, RecognizerTask, Trainer, frozen, gan_step, load_generator, pooled_l1, save_generator, target_class,
+                                 update_average)
+
+VOCAB = Vocab.from_tokens([["1", "+", "-"]])
+TINY = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=16, dropout=0.1)
+PROFILE = get_profile("demo", batch=2, warmup_iterations=2, gan_iterations=4, recognizer_batch=2, recognizer_steps=6, recognizer_stride=8)
+
+
+def drawn(domain, seed=0):
+    rng = np.random.default_rng(seed)
+    return ImageSet([(rng.random((8 + i, 20 - i)) > 0.8).astype("float32") for i in range(5)], ["1", "1 + 1", "-", "- 1", "1"], domain)
+
+
+def make_gan(profile=PROFILE, **options):
+    return GanTask(profile, [drawn(PRINTED)], [drawn(PRINTED), drawn(HANDWRITTEN, 1)], VOCAB, **options)
+
+
+def weights(task): return {f"{m}.{k}": v.clone() for m, module in task.modules.items() for k, v in module.state_dict().items()}
+
+
+def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def step():
+    torch.manual_seed(0)
+    models = GanModels(Generator(8), Discriminator(8), Recognizer(VOCAB, TINY))
+    batch = collate([np.eye(16, 40, dtype="float32"), np.ones((9, 20), "float32")], [VOCAB.encode(["1", "+"]), VOCAB.encode(["-"])], [1, 0])
+    return models, batch, torch.randn(2, 120)
+
+
+def test_gan_step_changes_no_parameter(step):
+    models, batch, z = step
+    before = {(n, k): v.detach().clone() for n, m in vars(models).items() for k, v in m.named_parameters()}
+    gan_step(models, batch, batch, z, 1 - batch.domain, 1.0, 1.0)
+    assert all(torch.equal(before[n, k], v) for n, m in vars(models).items() for k, v in m.named_parameters())
+
+
+@pytest.mark.parametrize("loss, learner", [("g_hinge", "generator"), ("anchor", "generator"), ("task_fake", "generator"), ("d_hinge", "discriminator"),
+                                           ("task_target", "task"), ("task_source", "task")])
+def test_each_loss_reaches_one_player(step, loss, learner):
+    models, batch, z = step
+    losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 1.0, 1.0)
+    losses[loss].backward()
+    for name, module in vars(models).items():
+        touched = any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+        assert touched == (name == learner), f"{loss} reaches {name}"
+
+
+def test_lambda_weighs_the_task_loss(step):
+    models, batch, z = step
+    totals = {}
+    for lambda_ in (1.0, 3.0):
+        losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, lambda_)
+        parts = {k: float(v) for k, v in losses.items()}
+        assert parts["total"] == pytest.approx(sum(parts[k] for k in ("g_hinge", "d_hinge", "task_target", "task_source")) + lambda_ * parts["task_fake"], rel=1e-4)
+    losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 0.0)
+    assert not [k for k in losses if k.startswith("task")]
+
+
+def test_fakes_leave_the_task_models_statistics_alone(step):
+    models, batch, _ = step
+    before = {k: v.clone() for k, v in models.task.named_buffers()}
+    with frozen(models.task, evaluate=True): models.task.loss(torch.rand_like(batch.x).requires_grad_(), batch.mask, batch.ids).backward()
+    assert all(torch.equal(before[k], v) for k, v in models.task.named_buffers()) and models.task.training
+    assert all(p.requires_grad and p.grad is None for p in models.task.parameters())
+
+
+def test_target_class_policies():
+    domain, draw = torch.tensor([0, 1] * 200), torch.Generator().manual_seed(0)
+    assert torch.equal(target_class(domain, "opposite", draw), 1 - domain) and target_class(domain, "handwritten", draw).all()
+    assert 0.4 < target_class(domain, "random", draw).float().mean() < 0.6
+    with pytest.raises(FormulaGanError, match="opposite, random, handwritten"): target_class(domain, "swap", draw)
+
+
+def test_anchor_forgives_small_moves():
+    x = torch.zeros(1, 1, 16, 32); x[..., 4:6, 4:28] = 1
+    mask, moved = torch.ones_like(x), torch.roll(x, 1, 2)
+    assert pooled_l1(x, x, mask) == 0 and pooled_l1(moved, x, mask) < 0.7 * pooled_l1(torch.roll(x, 6, 2), x, mask)
+
+
+def test_average_follows():
+    a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    wanted = {k: 0.9 * v + 0.1 * dict(b.named_parameters())[k] for k, v in a.named_parameters()}
+    update_average(a, b, 0.9)
+    assert all(torch.allclose(v, wanted[k]) for k, v in a.named_parameters())
+
+
+def test_gan_trains_and_leaves_its_files(tmp_path):
+    task = make_gan()
+    before = weights(task)
+    assert Trainer(task, tmp_path, sheet_every=3, progress=False).run()
+    after = weights(task)
+    for module in ("generator", "discriminator", "task", "average"):
+        assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(module + ".") and after[k].is_floating_point())
+    assert {"checkpoint.pt", "last.safetensors", "losses.csv", "sheets"} <= set(os.listdir(tmp_path)) and len(os.listdir(tmp_path / "sheets")) == 2
+
+
+def test_resumed_gan_equals_uninterrupted(tmp_path):
+    whole, part = make_gan(), make_gan()
+    Trainer(whole, tmp_path / "whole", progress=False).run()
+    part.steps = 3  # in the middle: after the warm-up
+    Trainer(part, tmp_path / "part", progress=False).run()
+    resumed = make_gan()
+    trainer = Trainer(resumed, tmp_path / "part", progress=False)
+    assert trainer.step == 3 and trainer.run() and equal(weights(whole), weights(resumed))
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_trainer import *
+task = RecognizerTask(replace(PROFILE, recognizer_steps=40), [drawn(PRINTED)], VOCAB, config=TINY)
+torch.set_num_threads(1)
+class Slow(Trainer):
+    def log(self, losses, bar):
+        super().log(losses, bar); print("step", self.step, flush=True); time.sleep(0.05)
+Slow(task, {folder!r}, progress=False, checkpoint_minutes={minutes}).run()
+"""
+
+
+@pytest.mark.parametrize("number, code, minutes", [(signal.SIGTERM, 143, 9), (signal.SIGKILL, -9, 0.001)])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, number, code, minutes):
+    torch.set_num_threads(1)
+    make = lambda: RecognizerTask(replace(PROFILE, recognizer_steps=40), [drawn(PRINTED)], VOCAB, config=TINY)
+    whole = make()
+    Trainer(whole, tmp_path / "whole", progress=False).run()
+    script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "part"), minutes=minutes)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split()[1]) >= 10: process.send_signal(number); break
+    process.stdout.read()
+    assert process.wait(60) == code
+    resumed = make()
+    trainer = Trainer(resumed, tmp_path / "part", progress=False)
+    assert 1 <= trainer.step < 40 and trainer.run() and equal(weights(whole), weights(resumed))
+    steps = [int(line.split(",")[0]) for line in (tmp_path / "part" / "losses.csv").read_text().splitlines()[1:]]
+    assert steps == [20, 40]
+
+
+def test_stops_by_the_clock_with_a_checkpoint(tmp_path):
+    task = RecognizerTask(replace(PROFILE, recognizer_steps=10_000), [drawn(PRINTED)], VOCAB, config=TINY)
+    trainer = Trainer(task, tmp_path, progress=False)
+    assert trainer.run(max_minutes=0.02) is False and 0 < trainer.step < 10_000
+    again = Trainer(RecognizerTask(replace(PROFILE, recognizer_steps=10_000), [drawn(PRINTED)], VOCAB, config=TINY), tmp_path, progress=False)
+    assert again.step == trainer.step and again.minutes == pytest.approx(trainer.minutes)
+
+
+def test_best_weights_are_kept(tmp_path):
+    values = iter([3.0, 1.0, 2.0])
+    task = RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, config=TINY)
+    kept = {}
+    def metric(task): kept[value := next(values)] = task.model.decoder.out.weight.clone(); return value
+    Trainer(task, tmp_path, metric=metric, metric_every=2, progress=False).run()
+    from formula_gan.task_model import load_recognizer
+    assert torch.equal(load_recognizer(tmp_path / "best.safetensors").decoder.out.weight, kept[1.0])
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(tmp_path):
+    Trainer(RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, config=TINY), tmp_path, progress=False).run()
+    with pytest.raises(FormulaGanError, match="another configuration"): Trainer(RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, 1, TINY), tmp_path, progress=False)
+    data = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(data[:len(data) // 2])
+    with pytest.raises(FormulaGanError, match="damaged"): Trainer(RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, config=TINY), tmp_path, progress=False)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self): return os.mkdir, (str(tmp_path / "boom"),)
+    torch.save({"step": Bomb()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(FormulaGanError, match="damaged"): Trainer(RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, config=TINY), tmp_path, progress=False)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_generator_survives_the_disk(tmp_path):
+    torch.manual_seed(0)
+    generator = Generator(8, z_dim=15, attention=False).eval()
+    x, z, c = torch.rand(2, 1, 20, 40), torch.randn(2, 15), torch.tensor([0, 1])
+    save_generator(generator, tmp_path / "g.safetensors", row="7")
+    again = load_generator(tmp_path / "g.safetensors")
+    assert torch.equal(generator(x, z, c), again(x, z, c)) and again.facts == {"row": "7"}
+    save_generator(generator, tmp_path / "small.safetensors", torch.bfloat16)
+    assert (load_generator(tmp_path / "small.safetensors")(x, z, c) - again(x, z, c)).abs().max() < 0.05
+    (tmp_path / "g.safetensors").write_bytes((tmp_path / "g.safetensors").read_bytes()[:999])
+    with pytest.raises(FormulaGanError, match="damaged"): load_generator(tmp_path / "g.safetensors")
+    with pytest.raises(FormulaGanError, match="no generator"): load_generator(tmp_path / "none.safetensors")
+
+
+def test_two_processes_stay_equal(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+                      "from test_trainer import *\n"
+                      "torch.set_num_threads(1)\n"
+                      "task = RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, config=TINY)\n"
+                      f"trainer = Trainer(task, {str(tmp_path / 'run')!r}, progress=False)\n"
+                      "trainer.run()\n"
+                      "names = dict(task.model.named_parameters())\n"
+                      f"torch.save({{k: names[k].detach() for k in names}}, {str(tmp_path)!r} + f'/rank{{trainer.accelerator.process_index}}.pt')\n"
+                      "assert trainer.accelerator.num_processes == 2\n")
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d",
+                    "--rdzv-endpoint", "localhost:0", str(script)], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    a, b = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
+    alone = RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, config=TINY)
+    Trainer(alone, tmp_path / "alone", progress=False).run()
+    assert equal(a, b) and any(not torch.equal(a[k], p) for k, p in alone.model.named_parameters())
