@@ -68,7 +68,7 @@ def render_folder(
     chunk: int = 4096,  # formulas in memory at a time
 ) -> list[tuple]:  # skipped: (line number, formula, reason)
     "`000001.png` ... for each line, `labels.tsv` and, where some fail, `skipped.tsv`."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     from formula_gan.core import to_image
     from formula_gan.rendering import render_many
     labels, skipped, fields = [], [], [f.name for f in dataclasses.fields(styles[0])] if styles else []

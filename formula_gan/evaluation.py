@@ -237,7 +237,7 @@ def _beside(paper, ours, keys: list[str]):
     order = {row: n for n, row in enumerate([*dict.fromkeys(paper.row), *_CONTROLS, "R", "D", "Y"])}
     ours = ours.assign(row=ours.row.astype(str)) if len(ours) else pd.DataFrame(columns=keys)
     joined = paper.merge(ours, on=keys, how="outer", suffixes=("", " (ours)"))
-    joined["place"] = joined.row.map(lambda row: order.get(row, len(order)))
+    joined["place"] = joined.row.map(lambda row: order.get(row.split()[0], len(order)))  # "7 skip" is a variant of row 7
     return joined.sort_values(["place", *keys], kind="stable").drop(columns="place").reset_index(drop=True)
 
 
@@ -249,7 +249,8 @@ def table1(
     columns = ["row", "what", "paper 100k", "paper 200k", "paper 300k"]
     paper = pd.DataFrame([(row, *facts) for row, facts in PAPER_TABLE1.items()], columns=columns)
     table = _beside(paper, frame, ["row"])
-    table["what"] = table.what.fillna(table.row.map(_CONTROLS)).fillna("")
+    variant = table.row.map(lambda row: ", ".join([PAPER_TABLE1.get(row.split()[0], ("",))[0], *row.split()[1:]]).strip(", "))
+    table["what"] = table.what.fillna(table.row.map(_CONTROLS)).fillna(variant)
     shown = ("checkpoint", "perplexity", "perplexity_image_mean", "wer", "exprate", "content_exprate", "kid",
              "gan_iterations", "recognizer_steps", "synthetic_images", "l1_anchor", "profile", "seed")
     return table[columns + [c for c in shown if c in table]]

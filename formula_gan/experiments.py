@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'CONTROLS', 'IMAGE_FIELDS', 'SETS', 'Row', 'choose_row', 'image_spec', 'make_images', 'make_stitched',
-           'Unfinished', 'train', 'gan_streams', 'make_gan', 'make_synthetic', 'image_losses', 'read_images',
-           'make_recognizer', 'make_reader', 'content_formulas', 'RowResult', 'results_table', 'sheet_of', 'score_set',
-           'language_row', 'run_row']
+           'Unfinished', 'train', 'loop_options', 'run_to_end', 'gan_streams', 'make_gan', 'make_synthetic',
+           'image_losses', 'read_images', 'make_recognizer', 'make_reader', 'content_formulas', 'RowResult',
+           'results_table', 'sheet_of', 'score_set', 'language_row', 'run_row']
 
 # %% ../nbs/09a_experiments.ipynb #0b7f79ca
 import dataclasses, hashlib, time
@@ -23,7 +23,7 @@ from .evaluation import NGramModel, evaluate, perplexity
 from .synthesis import handwrite
 from .task_model import RecognizerConfig, load_recognizer
 from .tokenizer import Vocab
-from .trainer import GanTask, RecognizerTask, Trainer, load_generator
+from .trainer import GanTask, RecognizerTask, Trainer, gan_settings, load_generator
 
 # %% ../nbs/09a_experiments.ipynb #54b44dc6
 @dataclass(frozen=True)
@@ -140,10 +140,27 @@ def train(
     "Train in a stage folder unless it is finished; raise `Unfinished` where the minutes end first."
     facts = stage_facts(folder)
     if facts is not None: return facts
-    trainer = Trainer(task, folder, progress=progress, label=label, loader_workers=0 if task.profile.data == "demo" else 1, **options)
-    if not trainer.run(max_minutes):
-        raise Unfinished(f"{label}: stopped after {trainer.minutes:.1f} minutes at step {trainer.step} of {task.steps}; run the same command again to go on")
+    trainer = Trainer(task, folder, **loop_options(task.profile, label, progress), **options)
+    run_to_end(trainer, max_minutes)
     return finish_stage(folder, minutes=trainer.minutes, steps=task.steps)
+
+
+def loop_options(
+    profile: Profile,
+    label: str,
+    progress: bool,
+) -> dict:  # arguments of `Trainer`
+    "What all trainings share: batches are prepared in a process of their own unless the images are tiny."
+    return {"label": label, "progress": progress, "loader_workers": 0 if profile.data == "demo" else 1}
+
+
+def run_to_end(
+    trainer: Trainer,
+    max_minutes: float | None,
+):
+    "Train; raise `Unfinished` where the minutes end first."
+    if not trainer.run(max_minutes):
+        raise Unfinished(f"{trainer.label}: stopped after {trainer.minutes:.1f} minutes at step {trainer.step} of {trainer.task.steps}; run the same command again to go on")
 
 
 def gan_streams(
@@ -163,18 +180,23 @@ def make_gan(
     max_minutes: float | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict]:  # the averaged generator's weights, facts
-    "A row's trained generator, from the cache once it is there."
+    """A row's trained generator after `gan_iterations`, from the cache once it is there. Asking for more iterations later goes on
+    where the training stopped, as the paper's columns for 100,000, 200,000 and 300,000 iterations do."""
     profile = dataclasses.replace(profile, lambda_=row.lambda_)
     sets, _, _ = make_images(profile, data_dir, seed, progress)
     sources, targets = gan_streams(sets, row)
     vocab = Vocab.from_tokens([t.split() for s in targets for t in s.tokens])
-    other = ("name", "workers", "synthetic_images", "recognizer_batch", "recognizer_lr", "recognizer_steps", "reader_steps")
-    training = {k: v for k, v in dataclasses.asdict(profile).items() if k not in other}
-    folder = stage_folder("gan", {"images": image_spec(profile, seed), "training": training, "seed": seed, "attention": row.attention,
-                                  "target": row.target, "handwritten_source": row.handwritten_source, "version": 1})
-    task = GanTask(profile, sources, targets, vocab, seed, row.target, row.attention, pick_device())
-    facts = train(task, folder, f"GAN ({row.name})", max_minutes, progress, sheet_every=max(20, task.steps // 20))
-    return folder / "last.safetensors", facts
+    folder = stage_folder("gan", {"images": image_spec(profile, seed), "training": gan_settings(profile), "seed": seed, "attention": row.attention,
+                                  "target": row.target, "handwritten_source": row.handwritten_source, "version": 2})
+    weights = folder / f"generator-{profile.gan_iterations}.safetensors"
+    if not weights.exists():
+        task = GanTask(profile, sources, targets, vocab, seed, row.target, row.attention, pick_device())
+        trainer = Trainer(task, folder, sheet_every=100, **loop_options(profile, f"GAN ({row.name})", progress))
+        if trainer.step > task.steps:
+            raise FormulaGanError(f"{folder} has gone past {profile.gan_iterations} iterations and kept no weights there: ask for more, or for another seed")
+        run_to_end(trainer, max_minutes)
+        (folder / "last.safetensors").replace(weights)
+    return weights, load_generator(weights).facts
 
 # %% ../nbs/09a_experiments.ipynb #fa544270
 def make_synthetic(
@@ -380,6 +402,7 @@ def run_row(
     seed = cast_value("seed", seed, int)
     lambda_ = None if lambda_ in (None, "") else cast_value("lambda", lambda_, float)
     options, row = dict(data_dir=data_dir, seed=seed, progress=progress), str(row or "")
+    variant = None if row in CONTROLS else choose_row(row, lambda_)
     sets, _, _ = make_images(profile, **options)
     prints, extra, minutes = sets["synthetic_print"], {}, 0.0
     if row == "L": rows, readings, sheet = [language_row(profile, **options)], None, None
@@ -387,7 +410,6 @@ def run_row(
         if row == "P": images, identity = prints, {"print": image_spec(profile, seed)}
         elif row == "S": images, identity = make_stitched(profile, **options), {"stitched": image_spec(profile, seed), "stitch": 1}
         else:
-            variant = choose_row(row, lambda_)
             weights, facts = make_gan(variant, profile, max_minutes=max_minutes, **options)
             images, writing = make_synthetic(weights, prints, profile, seed, progress)
             identity = {"synthetic": hashlib.sha256(weights.read_bytes()).hexdigest(), "images": image_spec(profile, seed), "seed": seed}

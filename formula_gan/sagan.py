@@ -324,7 +324,7 @@ class UpBlock(nn.Module):
 
 # %% ../nbs/05_sagan.ipynb #42204ec8
 class Skip(nn.Module):
-    "A map of the encoder on its way to the decoder: normalised, since it is ten times smaller there, ReLU, 1x1 convolution."
+    "A map of the encoder on its way to the decoder: normalised, since it is much smaller than those there, ReLU, 1x1 convolution."
 
     def __init__(
         self,
@@ -339,7 +339,7 @@ class Skip(nn.Module):
         "x (B,C,H,W), mask (B,1,H,W) -> (B,out,H,W), zero at padding"
         return self.conv(self.norm(x, self.gain.expand(len(x), -1), self.bias.expand(len(x), -1), mask))
 
-
+# %% ../nbs/05_sagan.ipynb #c0df28c7
 class Generator(nn.Module):
     "Image, noise and wanted class in, image of the same size out (Fig. 3a)."
 
@@ -359,7 +359,7 @@ class Generator(nn.Module):
         self.encoder = down_blocks(b)
         self.embedding = spectral(nn.Embedding(num_classes, embedding))
         self.noise = spectral(nn.Linear(self.z_split[0], 8 * b, bias=False))
-        self.noise_gain = nn.Parameter(torch.tensor(0.1))  # at 1 noise would be ten times the content when training starts
+        self.noise_gain = nn.Parameter(torch.tensor(0.1))  # at 1 noise would drown the content when training starts
         widths = [8 * b, 8 * b, 4 * b, 2 * b, b]
         self.decoder = nn.ModuleList(UpBlock(i, o, embedding + z) for i, o, z in zip(widths, widths[1:], self.z_split[1:]))
         self.attention = SelfAttention(4 * b) if attention else None
@@ -386,7 +386,7 @@ class Generator(nn.Module):
         y = self.last(self.norm(h, self.gain.expand(len(x), -1), self.bias.expand(len(x), -1), mask))
         return masked(torch.sigmoid(y.float()), mask)[:, :, :height, :width]
 
-# %% ../nbs/05_sagan.ipynb #9edd57de
+# %% ../nbs/05_sagan.ipynb #11d5080c
 @torch.no_grad()
 def standing_statistics(
     generator: Generator,
@@ -405,7 +405,7 @@ def standing_statistics(
         generator.train(training)
     return generator
 
-# %% ../nbs/05_sagan.ipynb #11d5080c
+# %% ../nbs/05_sagan.ipynb #94cf86ef
 class Discriminator(nn.Module):
     "One logit per image: how much it looks like a real image of class c (Fig. 3b)."
 
@@ -436,7 +436,7 @@ class Discriminator(nn.Module):
             h = F.relu(h).float().sum((2, 3)) / cells
             return self.linear(h)[:, 0] + (h * self.embedding(c)).sum(1)
 
-# %% ../nbs/05_sagan.ipynb #c0feef85
+# %% ../nbs/05_sagan.ipynb #d046b018
 def hinge_discriminator(
     real_logits: torch.Tensor,  # (B,) D of real images
     fake_logits: torch.Tensor,  # (B,) D of generated ones

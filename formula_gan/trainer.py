@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['frozen', 'pooled_l1', 'target_class', 'GanModels', 'gan_step', 'recognizer_step', 'generator_config',
-           'save_generator', 'load_generator', 'reconstruction_step', 'update_average', 'small_recognizer', 'GanTask',
-           'seed_everything_for', 'RecognizerTask', 'Trainer', 'ignore_signals', 'stop_on_signal', 'add_log_row']
+           'save_generator', 'load_generator', 'reconstruction_step', 'update_average', 'small_recognizer',
+           'gan_settings', 'GanTask', 'seed_everything_for', 'RecognizerTask', 'Trainer', 'ignore_signals',
+           'stop_on_signal', 'add_log_row']
 
 # %% ../nbs/07_trainer.ipynb #21dd1c25
 import contextlib, copy, csv, json, math, signal, threading, time
@@ -190,6 +191,15 @@ def small_recognizer(
     return RecognizerConfig(stride=profile.recognizer_stride, early_pooling=profile.recognizer_stride == 8, dropout=0.0)
 
 
+def gan_settings(
+    profile: Profile,
+) -> dict:  # JSON values
+    """The fields that determine a GAN's training but for its length: iteration n does not depend on how many follow, so a
+    longer run continues a shorter one."""
+    other = ("name", "workers", "gan_iterations", "synthetic_images", "recognizer_batch", "recognizer_lr", "recognizer_steps", "reader_steps")
+    return {k: v for k, v in asdict(profile).items() if k not in other}
+
+
 class GanTask:
     "One row of Table 1: generator, discriminator and (unless lambda is 0) task model on two streams of images."
     def __init__(
@@ -217,7 +227,7 @@ class GanTask:
         self.steps = profile.warmup_iterations + profile.gan_iterations
         self.source = Stream(sources, vocab, profile, profile.batch, derive_seed(seed, "source"))
         self.targets = Stream(targets, vocab, profile, profile.batch, derive_seed(seed, "target"))
-        self.spec = {"kind": "gan", "profile": asdict(profile), "seed": seed, "target": target, "attention": attention,
+        self.spec = {"kind": "gan", "settings": gan_settings(profile), "seed": seed, "target": target, "attention": attention,
                      "vocab": vocab.to_list(), "sources": [len(s) for s in sources], "targets": [len(s) for s in targets]}
 
     def __len__(self): return 2**31
@@ -280,7 +290,8 @@ class RecognizerTask:
         self.modules = {"recognizer": self.model.to(device, memory_format=torch.channels_last)}
         self.optimizers = {"recognizer": torch.optim.Adam(self.model.parameters(), profile.recognizer_lr, foreach=True)}
         self.stream = Stream(sets, vocab, profile, profile.recognizer_batch, derive_seed(seed, "recognizer"))
-        self.spec = {"kind": "recognizer", "profile": asdict(profile), "seed": seed, "steps": self.steps,
+        settings = {k: v for k, v in asdict(profile).items() if k.startswith("recognizer_") and k != "recognizer_steps" or k in ("height", "precision")}
+        self.spec = {"kind": "recognizer", "settings": settings, "seed": seed, "steps": self.steps,
                      "config": asdict(self.model.config), "vocab": vocab.to_list(), "sets": [len(s) for s in sets]}
 
     def __len__(self): return 2**31
@@ -407,7 +418,7 @@ class Trainer:
                 if self.agreed_stop(): break
         self.save()
         finished = self.step >= self.task.steps
-        if finished and self.leader: self.task.export(self.folder / "last.safetensors", steps=self.step)
+        if finished and self.leader: self.task.export(self.folder / "last.safetensors", steps=self.step, minutes=round(self.minutes, 3))
         if self.stopped == "interrupt": raise KeyboardInterrupt
         if self.stopped == "signal": raise SystemExit(143)
         return finished

@@ -118,14 +118,29 @@ TINY = [word for pair in ("synthetic_images=24", "printed_formulas=24", "gan_ite
         for word in ("--set", pair)]
 
 
-def test_table1_runs_rows(tmp_path, monkeypatch, capsys):
+def test_table1_runs_a_row(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path))
-    assert cli.main(["table1", "--row", "L", "7", *TINY]) == 0
-    shown = capsys.readouterr().out
-    assert shown.splitlines()[0].split()[:3] == ["row", "checkpoint", "perplexity"] and "2 rows" in shown
+    assert cli.main(["table1", "--row", "L", *TINY]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split()[:3] == ["row", "checkpoint", "perplexity"] and shown[1].startswith("L") and "1 rows" in shown[-1]
     assert cli.main(["train", "--row", "7", "--out", str(tmp_path / "g.safetensors"), *TINY]) == 0
     from formula_gan import load_generator
     assert load_generator(tmp_path / "g.safetensors")
+
+
+def test_options_reach_the_row_and_unfinished_is_1(tmp_path, monkeypatch, capsys):
+    from formula_gan import experiments
+    calls = []
+    def run_row(row, profile, lambda_, seed, data_dir, max_minutes, **overrides):
+        calls.append((row, profile, lambda_, seed, data_dir, max_minutes, overrides))
+        if row == "7": raise experiments.Unfinished("GAN (7): stopped after 3.0 minutes")
+        return experiments.RowResult([dict(row="L", perplexity=11.25)], None, tmp_path / "table1.csv")
+    monkeypatch.setattr(experiments, "run_row", run_row)
+    words = ["--profile", "laptop", "--lambda", "2", "--seed", "3", "--data", "d", "--max-minutes", "4", "--set", "batch=4"]
+    assert cli.main(["table1", "--row", "L", "7", *words]) == 1
+    shown = capsys.readouterr()
+    assert "11.25" in shown.out and "stopped after 3.0 minutes" in shown.err
+    assert calls == [(row, "laptop", 2.0, 3, "d", 4.0, {"batch": "4"}) for row in ("L", "7")]
 
 
 def test_atomic_folder_refuses_an_unwritable_place(tmp_path):

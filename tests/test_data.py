@@ -96,7 +96,7 @@ def test_image_sets_survive_the_disk(tmp_path):
 
 
 def test_unknown_symbols_are_named():
-    with pytest.raises(KeyError, match="9"): Stream(sets(), Vocab.from_tokens([list("012345678+")]), demo, 60, 0)[0]
+    with pytest.raises(KeyError, match="9"): Stream(sets(), Vocab.from_tokens([list("012345678+")]), demo, 60, 0, pool=1)[0]
 
 
 def test_split_holds_out_writers_and_formulas():

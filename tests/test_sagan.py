@@ -263,8 +263,9 @@ def test_generator_uses_all_of_z_and_the_class():
 
 @pytest.mark.parametrize("height, width", [(37, 53), (48, 64), (5, 9)])
 @pytest.mark.parametrize("bottom, right", [(0, 0), (16, 0), (0, 16), (48, 48), (11, 30)])
-def test_generator_ignores_padding_and_company(height, width, bottom, right):
-    generator = lived_in(Generator(8)).eval()
+@pytest.mark.parametrize("skip", [False, True])
+def test_generator_ignores_padding_and_company(height, width, bottom, right, skip):
+    generator = lived_in(Generator(8, skip=skip)).eval()
     x, z, c = torch.rand(1, 1, height, width), torch.randn(2, 120), torch.tensor([1, 0])
     wide, mask = padded(x, bottom, right)
     with torch.no_grad():
@@ -274,8 +275,9 @@ def test_generator_ignores_padding_and_company(height, width, bottom, right):
     assert (both[:1] * (1 - mask)).abs().max() == 0
 
 
-def test_padding_does_not_change_generator_training():
-    generator = lived_in(Generator(8))
+@pytest.mark.parametrize("skip", [False, True])
+def test_padding_does_not_change_generator_training(skip):
+    generator = lived_in(Generator(8, skip=skip))
     x, z, c = torch.rand(2, 1, 37, 53), torch.randn(2, 120), torch.tensor([1, 0])
     results = []
     for bottom, right in ((0, 0), (43, 27)):
@@ -301,6 +303,25 @@ def test_standing_statistics_are_the_mean_over_batches():
     handle.remove()
     again = standing_statistics(generator, batches).norm.running_mean
     torch.testing.assert_close(again, torch.stack(means).mean(0), atol=1e-2, rtol=1e-2)
+
+
+def test_noise_does_not_drown_the_content_at_the_start():
+    generator, x = Generator(32), torch.zeros(4, 1, 48, 128)
+    for n in range(4): x[n, 0, 10:38, 10 + n:12 + n] = x[n, 0, 20 + n:22 + n, 5:110] = 1
+    with torch.no_grad():
+        h = x
+        for block in generator.encoder: h = block(h)
+        noise = generator.noise_gain * generator.noise(torch.randn(64, generator.z_split[0]))
+    assert noise.std() < 3 * (h - h.mean((0, 2, 3), keepdim=True)).std()
+
+
+def test_skips_are_off_unless_asked_for():
+    assert Generator(8).skips is None
+    generator = Generator(8, skip=True)
+    x, z, c = torch.rand(2, 1, 32, 48), torch.randn(2, 120), torch.tensor([0, 1])
+    generator(x, z, c).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in generator.parameters())
+    assert all(s.conv.parametrizations.weight.original.grad.abs().max() > 0 for s in generator.skips)
 
 
 # ---- discriminator
@@ -420,7 +441,7 @@ def test_same_seed_same_network():
 
 def test_parameter_counts_beside_the_released_code():
     count = lambda m: sum(p.numel() for p in m.parameters())
-    assert count(Generator()) == 13_153_218 == 13_134_658 + 18_560
+    assert count(Generator()) == 13_153_219 == 13_134_658 + 18_561
     assert count(Discriminator()) == 4_878_338 == 4_879_298 - 960
 
 

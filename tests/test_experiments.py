@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from formula_gan import experiments
+from formula_gan.core import TABLE1_COLUMNS, FormulaGanError, get_profile, read_table
+from formula_gan.data import HANDWRITTEN, PRINTED
+from formula_gan.experiments import CONTROLS, ROWS, Unfinished, choose_row, content_formulas, gan_streams, make_images, run_row
+
+TINY = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3, reader_steps=3, workers=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FORMULA_GAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+def test_rows_are_the_papers():
+    assert [(r.lambda_, r.attention, r.target, r.handwritten_source) for r in ROWS.values()] == [
+        (0, True, "opposite", True), (1, True, "opposite", True), (2, True, "opposite", True), (10, True, "opposite", True),
+        (1, False, "opposite", True), (1, True, "random", True), (1, True, "opposite", False)]
+
+
+@pytest.mark.parametrize("row, lambda_, name", [("", 0, "1"), ("", 1, "2"), ("", 2, "3"), ("", 10, "4"), ("", 5, "lambda=5"), ("", None, "2"), ("7", None, "7"),
+                                                (7, 1, "7"), ("7", 0, "7 lambda=0"), ("3", 4, "3 lambda=4")])
+def test_choosing_a_row(row, lambda_, name):
+    chosen = choose_row(row, lambda_)
+    assert chosen.name == name and (lambda_ is None or chosen.lambda_ == lambda_)
+
+
+def test_mistakes_are_named():
+    for call, message in ((lambda: choose_row("8"), "no row '8'.*1, 2, 3"), (lambda: choose_row("", -1), "0 or more"), (lambda: run_row("9", TINY, progress=False), "no row '9'"),
+                          (lambda: run_row("7", TINY, seed="x", progress=False), "seed='x'"), (lambda: run_row("7", TINY, lambda_="much", progress=False), "lambda='much'"),
+                          (lambda: run_row("7", "huge"), "no profile 'huge'"), (lambda: run_row("7", "demo", batch="many"), "batch='many'")):
+        with pytest.raises(FormulaGanError, match=message): call()
+
+
+def test_a_mistake_is_found_before_any_work(monkeypatch):
+    monkeypatch.setattr(experiments, "make_images", lambda *a, **k: pytest.fail("worked before it looked"))
+    with pytest.raises(FormulaGanError, match="no row"): run_row("9", TINY, progress=False)
+
+
+def test_missing_real_data_is_named(monkeypatch):
+    monkeypatch.delenv("FORMULA_GAN_DATA", raising=False)
+    with pytest.raises(FormulaGanError, match="FORMULA_GAN_DATA"): run_row("7", "laptop", progress=False)
+
+
+def test_a_row_and_its_controls(monkeypatch):
+    results = {row: run_row(row, TINY, progress=False) for row in ("7", *CONTROLS)}
+    for row, result in results.items():
+        best = result.rows[0]
+        assert set(best) <= set(TABLE1_COLUMNS) and best["perplexity"] > 1 and best["synthetic_images"] == 24
+        assert {"profile", "data", "seed", "device", "minutes", "revision", "date"} <= set(best)
+        if row == "L": assert len(result.rows) == 1; continue
+        assert [r["checkpoint"] for r in result.rows] == ["best", "last"] and 0 <= best["content_exprate"] <= 100
+        assert np.asarray(result.sheet).std() > 0 and len(result.readings) == 60
+    assert results["7"].rows[0]["row"] == "7 skip" and results["7"].rows[0]["l1_anchor"] == 1.0 and results["7"].rows[0]["gan_iterations"] == 2
+    assert set(read_table(results["7"].table).row) == {"7 skip", "P", "S", "L"}
+    monkeypatch.setattr(experiments, "Trainer", lambda *a, **k: pytest.fail("trained what was finished"))
+    again = run_row("7", TINY, progress=False)
+    assert again.rows[0]["perplexity"] == results["7"].rows[0]["perplexity"]
+    assert len(read_table(again.table)) == 7  # two checkpoints of three rows, and L: replaced, not repeated
+
+
+def test_row_7_reads_no_ink():
+    sets, _, _ = make_images(TINY, progress=False)
+    sources, targets = gan_streams(sets, ROWS["7"])
+    assert {s.domain for s in sources} == {PRINTED} and len(targets) == 3
+    assert {s.domain for s in gan_streams(sets, ROWS["2"])[0]} == {PRINTED, HANDWRITTEN}
+
+
+def test_nothing_of_the_test_set_is_trained_on():
+    sets, _, _ = make_images(TINY, progress=False)
+    held_out = set(sets["test_ink"].tokens) | set(sets["valid_ink"].tokens)
+    for name in ("captions_print", "formulas_print", "synthetic_print", "train_ink"): assert not held_out & set(sets[name].tokens), name
+
+
+def test_the_reader_has_not_seen_what_it_reads_back(monkeypatch):
+    seen = []
+    class Stop(Exception): pass
+    def catch(name, sets, *rest): seen.extend(sets); raise Stop
+    monkeypatch.setattr(experiments, "make_recognizer", catch)
+    with pytest.raises(Stop): experiments.make_reader(TINY, progress=False)
+    sets, _, _ = make_images(TINY, progress=False)
+    wanted = set(content_formulas(sets["synthetic_print"]))
+    assert len(wanted) == 12 and not wanted & {t for s in seen for t in s.tokens}
+
+
+def test_stopping_by_the_clock_and_going_on():
+    profile = get_profile("demo", **{**{k: getattr(TINY, k) for k in ("synthetic_images", "printed_formulas", "workers")}, "gan_iterations": 40, "warmup_iterations": 0})
+    row = experiments.make_gan
+    with pytest.raises(Unfinished, match="run the same command again"): row(ROWS["1"], profile, max_minutes=0.001, progress=False)
+    with pytest.raises(Unfinished) as second: row(ROWS["1"], profile, max_minutes=0.001, progress=False)
+    assert "step 2 of 40" in str(second.value)

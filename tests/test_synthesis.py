@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+
+from formula_gan.core import get_profile
+from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, margin
+from formula_gan.sagan import Generator
+from formula_gan.synthesis import handwrite, noise, trim
+
+PROFILE = get_profile("demo")
+
+
+@pytest.fixture(scope="module")
+def prints():
+    rng = np.random.default_rng(0)
+    images = [(rng.random((int(h), int(w))) > 0.7).astype("float32") for h, w in rng.integers(10, 60, (12, 2))]
+    return ImageSet(images, [f"x _ {{ {i} }}" for i in range(12)], PRINTED, [{"font": "mathit"}] * 12)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return Generator(8)
+
+
+def test_every_image_is_written_once_with_its_label(generator, prints):
+    written = handwrite(generator, prints, PROFILE, seed=1, progress=False)
+    assert written.tokens == prints.tokens and written.domain == HANDWRITTEN
+    assert [e["number"] for e in written.extra] == list(range(12)) and written.extra[3]["font"] == "mathit" and written.extra[3]["seed"] == 1
+
+
+def test_an_image_does_not_depend_on_its_batch(generator, prints):
+    together = handwrite(generator, prints, PROFILE, seed=1, progress=False)
+    first = handwrite(generator, prints.subset(range(5)), PROFILE, seed=1, progress=False)
+    for i in range(5): assert together[i].shape == first[i].shape and np.abs(together[i].astype(int) - first[i]).max() <= 1
+
+
+def test_noise_is_by_seed_and_number():
+    assert torch.equal(noise(0, [7, 2], 16)[1], noise(0, [2], 16)[0])
+    assert not torch.equal(noise(0, [2], 16), noise(1, [2], 16)) and not torch.equal(noise(0, [2], 16), noise(0, [3], 16))
+    many = noise(0, range(400), 16)
+    assert abs(float(many.mean())) < 0.05 and abs(float(many.std()) - 1) < 0.05
+
+
+def test_trimming_keeps_all_ink():
+    canvas = np.zeros((60, 90), "uint8"); canvas[20:31, 40:56] = 255
+    cut = trim(canvas, (40, 70), PROFILE)
+    assert cut.astype(int).sum() == canvas.astype(int).sum() and cut.shape == (13, 18)
+    assert trim(np.zeros((60, 90), "uint8"), (40, 70), PROFILE).shape == (1, 1)  # nothing written is still an image
+    canvas[59, 89] = 255  # beyond the image: padding of the batch
+    assert trim(canvas, (60 - 2 * margin(PROFILE) - 1, 60), PROFILE).shape == (13, 18)
