@@ -20,10 +20,11 @@ from .core import (FormulaGanError, Profile, artifacts_dir, atomic_path, cache_d
                               get_profile, pick_device, provenance, stage_facts, stage_folder, tile, write_row)
 from .data import (HANDWRITTEN, ImageSet, ink_images, load_corpus, ordered_batches, print_images)
 from .evaluation import NGramModel, evaluate, perplexity
+from .sagan import load_generator
 from .synthesis import handwrite
 from .task_model import RecognizerConfig, load_recognizer
 from .tokenizer import Vocab
-from .trainer import GanTask, RecognizerTask, Trainer, gan_settings, load_generator
+from .trainer import GanTask, RecognizerTask, Trainer, gan_settings
 
 # %% ../nbs/09a_experiments.ipynb #54b44dc6
 @dataclass(frozen=True)

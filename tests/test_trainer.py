@@ -11,10 +11,10 @@ import torch
 
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, collate
-from formula_gan.sagan import Discriminator, Generator
+from formula_gan.sagan import Discriminator, Generator, load_generator, save_generator
 from formula_gan.task_model import Recognizer, RecognizerConfig
 from formula_gan.tokenizer import Vocab
-from formula_gan.trainer import (GanModels, GanTask, RecognizerTask, Trainer, frozen, gan_step, load_generator, pooled_l1, save_generator, target_class,
+from formula_gan.trainer import (GanModels, GanTask, RecognizerTask, Trainer, frozen, gan_step, pooled_l1, target_class,
                                  update_average)
 
 VOCAB = Vocab.from_tokens([["1", "+", "-"]])
