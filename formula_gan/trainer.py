@@ -8,7 +8,7 @@ __all__ = ['frozen', 'pooled_l1', 'target_class', 'GanModels', 'gan_step', 'reco
            'Trainer', 'ignore_signals', 'stop_on_signal', 'add_log_row']
 
 # %% ../nbs/07_trainer.ipynb #21dd1c25
-import contextlib, copy, csv, json, math, signal, threading, time
+import contextlib, copy, csv, json, math, signal, threading, time, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -285,7 +285,9 @@ class Trainer:
         progress: bool = True,
         label: str = "training",
     ):
-        from accelerate import Accelerator
+        with warnings.catch_warnings():  # its progress bar misses ipywidgets, which nobody here wants
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from accelerate import Accelerator
         self.task, self.folder, self.metric, self.metric_every, self.sheet_every = task, Path(folder), metric, metric_every, sheet_every
         self.checkpoint_minutes, self.log_every, self.workers = checkpoint_minutes, log_every, loader_workers
         self.progress, self.label = progress, label
