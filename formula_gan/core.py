@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'DATA_FILES', 'PROVENANCE', 'TABLE1_COLUMNS', 'FormulaGanError', 'Profile', 'cast_value', 'get_profile',
-           'repository_root', 'artifacts_dir', 'cache_dir', 'data_file', 'atomic_path', 'stage_folder', 'finish_stage',
-           'stage_facts', 'seed_everything', 'derive_seed', 'pick_device', 'revision', 'provenance', 'read_table',
-           'write_row', 'to_image', 'tile', 'show_images']
+           'repository_root', 'artifacts_dir', 'cache_dir', 'data_file', 'atomic_path', 'save_weights', 'load_weights',
+           'stage_folder', 'finish_stage', 'stage_facts', 'seed_everything', 'derive_seed', 'pick_device',
+           'mixed_precision', 'revision', 'provenance', 'read_table', 'write_row', 'to_image', 'tile', 'show_images']
 
 # %% ../nbs/00_core.ipynb #09285743
 import contextlib, dataclasses, datetime, hashlib, json, math, os, random, subprocess, tempfile
@@ -38,6 +38,8 @@ class Profile:
     sizing: str = "symbol"  # "symbol" (matched symbol size) or "height" (the paper's: all images to `height`)
     max_tokens: int = 50  # the paper's limit
     l1_anchor: float = 0.0  # weight of the pooled L1 between G's input and output
+    anchor_size: int = 4  # px of its pooling: how far ink may move for free
+    matched_targets: bool = False  # D's real images come from the domains that are asked of G; without, evenly from all, as in the paper
     skip: bool = False  # generator with skip connections; rows trained so are named "... skip"
     lambda_: float = 1.0  # weight of the task loss (Eqs 8, 9)
     generator_lr: float = 5e-5
@@ -177,6 +179,43 @@ def atomic_path(
     finally:
         with contextlib.suppress(FileNotFoundError): os.unlink(temporary)
 
+# %% ../nbs/00_core.ipynb #18770c01
+def save_weights(
+    path: str | Path,  # file to write, replaced only when whole
+    kind: str,  # "generator" or "recognizer"
+    model,  # torch module
+    dtype=None,  # of the numbers in the file; None: as they are
+    **metadata,  # JSON values
+):
+    "Write a model's weights as safetensors."
+    from safetensors.torch import save_file
+    weights = {k: (v.to(dtype or v.dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    with atomic_path(path) as temporary: save_file(weights, temporary, {"kind": f"formula_gan {kind}", **{k: json.dumps(v) for k, v in metadata.items()}})
+
+
+def load_weights(
+    name_or_path: str | Path,  # file, or the name of weights shipped with the package
+    kind: str,  # "generator" or "recognizer"
+    build,  # callable(metadata) -> model with `load_state_dict`
+):  # the model in evaluation mode, with `facts` of the metadata as an attribute
+    "Read what `save_weights` wrote; raises `FormulaGanError` where it is missing, damaged or of another kind."
+    from safetensors import safe_open
+    path = Path(name_or_path)
+    if not path.exists() and path.suffix == "": path = Path(__file__).parent / "weights" / f"{kind}-{name_or_path}.safetensors"
+    if not path.is_file(): raise FormulaGanError(f"no {kind} {str(name_or_path)!r}: give a .safetensors file")
+    try:
+        with safe_open(path, "pt") as file: metadata, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
+        if metadata.pop("kind", "") != f"formula_gan {kind}": raise FormulaGanError(f"{path} holds no {kind} of formula_gan")
+        metadata = {k: json.loads(v) for k, v in metadata.items()}
+        model = build(metadata)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    except FormulaGanError: raise
+    except Exception as error:
+        cause = " ".join(str(error).split())[:120]
+        raise FormulaGanError(f"{path} is damaged or of another version ({cause}): fetch or train it again") from None
+    model.facts = metadata["facts"]
+    return model.eval()
+
 # %% ../nbs/00_core.ipynb #86767f71
 def stage_folder(
     name: str,  # what is made there, e.g. "gan"
@@ -229,6 +268,17 @@ def pick_device() -> str:  # "cuda" or "cpu"
     "The accelerator if torch sees one."
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def mixed_precision(
+    profile: Profile,
+    device: str,
+):  # context manager
+    "bfloat16 autocast where the profile asks for it and the device computes in it: without AVX512-BF16 or AMX a CPU is ten times slower in bfloat16 than in float32."
+    import torch
+    kind = torch.device(device).type
+    able = kind != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=profile.precision == "bf16" and able)
 
 # %% ../nbs/00_core.ipynb #494ed435
 PROVENANCE = ("profile", "data", "batch", "seed", "device", "minutes", "revision", "date")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRINTED', 'HANDWRITTEN', 'demo_formula', 'demo_formulas', 'normalize_all', 'read_wikipedia', 'read_captions',
            'split_by_writer', 'Corpus', 'clean_formulas', 'load_demo', 'wikipedia_normal_forms', 'load_crohme',
-           'load_corpus', 'ImageSet', 'print_bold', 'draw_print', 'draw_ink', 'print_images', 'ink_images',
+           'load_corpus', 'ImageSet', 'print_bold', 'draw_print', 'draw_ink', 'ink_size', 'print_images', 'ink_images',
            'Augmentation', 'margin', 'augment', 'pad_margin', 'Batch', 'collate', 'size_class', 'Stream',
            'ordered_batches']
 
@@ -287,8 +287,15 @@ def draw_ink(
 ) -> np.ndarray:  # float32 (h, w)
     "Written ink at the profile's matched size, estimated from its strokes alone."
     from formula_gan.ink import rasterize
-    if profile.sizing == "height": return rasterize(ink, height=profile.height, padding=1)
-    return rasterize(ink, symbol_height=size * profile.symbol_height, padding=1)
+    return rasterize(ink, padding=1, **ink_size(profile, size))
+
+
+def ink_size(
+    profile: Profile,
+    size: float = 1.0,  # relative to the matched size
+) -> dict:  # argument of `ink.rasterize`
+    "The profile's size of written ink."
+    return {"height": profile.height} if profile.sizing == "height" else {"symbol_height": size * profile.symbol_height}
 
 # %% ../nbs/04_data.ipynb #7d5368e7
 def print_images(
@@ -327,10 +334,11 @@ def ink_images(
     progress: bool = True,
 ) -> tuple[ImageSet, Counter]:  # the set; what was left out and why
     "Draw ink at the matched size. Without limits an image larger than 640,000 px is scaled down to that area."
-    images, kept, skipped = [], [], Counter()
-    for ink in tqdm(inks, desc="drawing ink", disable=not progress, mininterval=1):
-        if limits and ink.latex.count(" ") >= profile.max_tokens: skipped["longer than the token limit"] += 1; continue
-        image = draw_ink(ink, profile)
+    from formula_gan.ink import InkError, rasterize_many
+    short = [i for i in inks if not limits or i.latex.count(" ") < profile.max_tokens]
+    images, kept, skipped = [], [], Counter({"longer than the token limit": len(inks) - len(short)} if len(short) < len(inks) else {})
+    for ink, image in zip(short, rasterize_many(short, progress=progress, padding=1, **ink_size(profile))):
+        if isinstance(image, InkError): skipped["not drawn"] += 1; continue
         if limits and image.shape[1] + 2 * margin(profile) > profile.max_width: skipped["too wide"] += 1; continue
         if image.size > 640_000: image = draw_ink(ink, profile, (600_000 / image.size) ** 0.5)
         images.append(np.uint8(np.round(255 * image))); kept.append(ink)
@@ -448,10 +456,12 @@ class Stream:
         ranges: Augmentation | None = Augmentation(),  # None: only the fixed margin
         pool: int = 64,  # batches sorted together
         length: int = 2**31,  # number of batches
+        shuffle_seed: int | None = None,  # of the order of batches; None: `seed`. Streams that share it bring small images together and large ones together
     ):
         if not sets or not all(len(s) for s in sets): raise FormulaGanError("a stream needs image sets that are not empty")
         self.sets, self.vocab, self.profile, self.batch = sets, vocab, profile, batch
         self.seed, self.ranges, self.pool, self.length = seed, ranges, pool, length
+        self.shuffle_seed = seed if shuffle_seed is None else shuffle_seed
         self.cached, self.orders = (-1, None), {}  # the newest pool; per set its newest epoch's order
 
     def __len__(self): return self.length
@@ -472,7 +482,7 @@ class Stream:
             items = [(n, *self.item(n)) for n in range(number * size, (number + 1) * size)]
             items.sort(key=lambda i: (*size_class(self.sets[i[1]].shapes[i[2]], self.profile), i[0]))
             groups = [items[i:i + self.batch] for i in range(0, size, self.batch)]
-            order = np.random.default_rng(derive_seed(self.seed, "pool", number)).permutation(len(groups))
+            order = np.random.default_rng(derive_seed(self.shuffle_seed, "pool", number)).permutation(len(groups))
             self.cached = (number, [groups[i] for i in order])
         return self.cached[1]
 

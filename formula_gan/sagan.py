@@ -10,15 +10,12 @@ __all__ = ['SpectralNorm', 'spectral', 'conv', 'masked', 'mask_pyramid', 'pad_to
            'load_generator']
 
 # %% ../nbs/05_sagan.ipynb #59d240eb
-import json
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import register_parametrization
 
-from .core import FormulaGanError, atomic_path
+from .core import FormulaGanError, load_weights, save_weights
 
 # %% ../nbs/05_sagan.ipynb #c896d979
 class SpectralNorm(nn.Module):
@@ -471,10 +468,7 @@ def save_generator(
     **facts,  # plain values kept in the file's metadata
 ):
     "Write a generator as safetensors; its configuration and `facts` go into the metadata."
-    from safetensors.torch import save_file
-    weights = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in generator.state_dict().items()}
-    metadata = {"kind": "formula_gan generator", "config": json.dumps(generator_config(generator)), "facts": json.dumps(facts)}
-    with atomic_path(path) as temporary: save_file(weights, temporary, metadata)
+    save_weights(path, "generator", generator, dtype, config=generator_config(generator), facts=facts)
 
 
 def load_generator(
@@ -482,16 +476,4 @@ def load_generator(
     device: str = "cpu",
 ) -> Generator:  # in evaluation mode, with `facts` as an attribute
     "Read what `save_generator` wrote; raises `FormulaGanError` where it is missing, damaged or of another kind."
-    from safetensors import safe_open
-    path = Path(name_or_path)
-    if not path.exists() and path.suffix == "": path = Path(__file__).parent / "weights" / f"generator-{name_or_path}.safetensors"
-    if not path.exists(): raise FormulaGanError(f"no generator {str(name_or_path)!r}: give a .safetensors file, or train one with 10_ablation")
-    try:
-        with safe_open(path, "pt") as file: metadata, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
-        if metadata.get("kind") != "formula_gan generator": raise FormulaGanError(f"{path} holds no generator of formula_gan")
-        generator = Generator(**json.loads(metadata["config"]))
-        generator.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    except FormulaGanError: raise
-    except Exception as error: raise FormulaGanError(f"{path} is damaged or of another version: {str(error).splitlines()[0][:120]}") from None
-    generator.facts = json.loads(metadata["facts"])
-    return generator.to(device).eval()
+    return load_weights(name_or_path, "generator", lambda metadata: Generator(**metadata["config"])).to(device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .core import Profile, derive_seed
+from .core import Profile, derive_seed, mixed_precision
 from .data import HANDWRITTEN, ImageSet, ordered_batches
 from .sagan import Generator
 from .tokenizer import Vocab
@@ -39,7 +39,7 @@ def handwrite(
     generator = generator.to(device, memory_format=torch.channels_last).eval()
     written: list = [None] * len(prints)
     bar = tqdm(total=len(prints), desc="writing", disable=not progress, mininterval=1)
-    with bar, torch.autocast(torch.device(device).type, torch.bfloat16, enabled=profile.precision == "bf16"):
+    with bar, mixed_precision(profile, device):
         for numbers, batch in ordered_batches(prints, Vocab.from_tokens([]), profile):
             batch = batch.to(device, torch.channels_last)
             z = noise(seed, numbers, generator.z_dim).to(device)

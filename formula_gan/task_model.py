@@ -7,7 +7,7 @@ __all__ = ['RecognizerConfig', 'Cells', 'NormReLU', 'DenseLayer', 'DenseBlock', 
            'State', 'Decoder', 'Hypothesis', 'Recognizer', 'count_runaways', 'save_recognizer', 'load_recognizer']
 
 # %% ../nbs/06_task_model.ipynb #96e55c0e
-import json, math
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import FormulaGanError, atomic_path
+from .core import FormulaGanError, load_weights, save_weights
 from .tokenizer import END, PAD, START, Vocab
 
 # %% ../nbs/06_task_model.ipynb #3fcc479c
@@ -424,11 +424,7 @@ def save_recognizer(
     **facts,  # plain values kept in the file's metadata
 ):
     "Write a recogniser as safetensors; configuration, vocabulary and `facts` go into the metadata."
-    from safetensors.torch import save_file
-    weights = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    metadata = {"kind": "formula_gan recognizer", "config": json.dumps(asdict(model.config)),
-                "vocab": json.dumps(model.vocab.to_list()), "facts": json.dumps(facts)}
-    with atomic_path(path) as temporary: save_file(weights, temporary, metadata)
+    save_weights(path, "recognizer", model, dtype, config=asdict(model.config), vocab=model.vocab.to_list(), facts=facts)
 
 
 def load_recognizer(
@@ -436,18 +432,5 @@ def load_recognizer(
     device: str = "cpu",
 ) -> Recognizer:  # in evaluation mode, with `facts` as an attribute
     "Read what `save_recognizer` wrote; raises `FormulaGanError` where it is missing, damaged or of another kind."
-    from safetensors import safe_open
-    path = Path(name_or_path)
-    if not path.exists() and path.suffix == "": path = Path(__file__).parent / "weights" / f"recognizer-{name_or_path}.safetensors"
-    if not path.is_file(): raise FormulaGanError(f"no recogniser {str(name_or_path)!r}: give a .safetensors file, or train one with 11_recognition")
-    try:
-        with safe_open(path, "pt") as file: metadata, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
-        if metadata.get("kind") != "formula_gan recognizer": raise FormulaGanError(f"{path} holds no recogniser of formula_gan")
-        model = Recognizer(Vocab.from_list(json.loads(metadata["vocab"])), RecognizerConfig(**json.loads(metadata["config"])))
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    except FormulaGanError: raise
-    except Exception as error:
-        cause = " ".join(str(error).split())[:120]
-        raise FormulaGanError(f"{path} is damaged or of another version ({cause}): fetch or train it again") from None
-    model.facts = json.loads(metadata["facts"])
-    return model.to(device).eval()
+    build = lambda metadata: Recognizer(Vocab.from_list(metadata["vocab"]), RecognizerConfig(**metadata["config"]))
+    return load_weights(name_or_path, "recognizer", build).to(device)

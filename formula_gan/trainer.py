@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .core import FormulaGanError, Profile, atomic_path, derive_seed, tile
+from .core import FormulaGanError, Profile, atomic_path, derive_seed, mixed_precision, tile
 from .data import HANDWRITTEN, PRINTED, Batch, ImageSet, Stream, collate
 from .sagan import Discriminator, Generator, hinge_discriminator, hinge_generator, save_generator
 from .task_model import Recognizer, RecognizerConfig, save_recognizer
@@ -79,6 +79,7 @@ def gan_step(
     c: torch.Tensor,  # (B,) wanted class of each fake
     lambda_: float = 1.0,  # weight of the task loss (Eqs 8, 9)
     l1_anchor: float = 0.0,  # weight of `pooled_l1`
+    anchor_size: int = 4,  # px, its pooling
 ) -> tuple[dict, torch.Tensor]:  # scalar losses, the key "total" to be minimised; the fakes (B,1,H,W), detached
     """Both players' losses on one batch, at the same weights (Eqs 1, 2, 8, 9). The generator's part reaches only the
     generator's parameters, the discriminator's only its own, the task loss on real images only the task model's:
@@ -89,7 +90,7 @@ def gan_step(
         losses = {"g_hinge": hinge_generator(discriminator(fake, c, source.mask).float())}
     total = losses["g_hinge"]
     if l1_anchor:
-        losses["anchor"] = pooled_l1(fake, source.x, source.mask)
+        losses["anchor"] = pooled_l1(fake, source.x, source.mask, anchor_size)
         total = total + l1_anchor * losses["anchor"]
     if lambda_ and task is not None:
         with frozen(task, evaluate=True): losses["task_fake"] = task.loss(fake, source.mask, source.ids)
@@ -183,8 +184,9 @@ class GanTask:
                            "discriminator": torch.optim.Adam(weights("discriminator"), profile.discriminator_lr, betas, foreach=True)}
         if task: self.optimizers["task"] = torch.optim.Adam(weights("task"), profile.task_lr, (0.9, 0.999), foreach=True)
         self.steps = profile.warmup_iterations + profile.gan_iterations
-        self.source = Stream(sources, vocab, profile, profile.batch, derive_seed(seed, "source"))
-        self.targets = Stream(targets, vocab, profile, profile.batch, derive_seed(seed, "target"))
+        self.source = Stream(sources, vocab, profile, profile.batch, derive_seed(seed, "source"), shuffle_seed=seed)
+        # both in one order of sizes: a discriminator that gets wide fakes beside narrow real images learns their width
+        self.targets = Stream(targets, vocab, profile, profile.batch, derive_seed(seed, "target"), shuffle_seed=seed)
         self.spec = {"kind": "gan", "settings": gan_settings(profile), "seed": seed, "target": target, "attention": attention,
                      "vocab": vocab.to_list(), "sources": [len(s) for s in sources], "targets": [len(s) for s in targets]}
 
@@ -200,7 +202,7 @@ class GanTask:
         z = torch.randn(len(source.x), self.models.generator.z_dim, generator=draw).to(self.device)
         c = target_class(source.domain, self.target, draw)
         if warm: losses, fake = reconstruction_step(self.models, source, target, z, c, self.profile.lambda_)
-        else: losses, fake = gan_step(self.models, source, target, z, c, self.profile.lambda_, self.profile.l1_anchor)
+        else: losses, fake = gan_step(self.models, source, target, z, c, self.profile.lambda_, self.profile.l1_anchor, self.profile.anchor_size)
         self.last = (source, fake, target)
         return losses
 
@@ -328,10 +330,9 @@ class Trainer:
         task, rank = self.task, self.accelerator.process_index
         seed_everything_for(task.seed, "step", self.step, rank)
         draw = torch.Generator().manual_seed(derive_seed(task.seed, "draw", self.step, rank))
-        kind = torch.device(task.device).type
         for module in task.modules.values(): module.train()
         for optimizer in task.optimizers.values(): optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(kind, torch.bfloat16, enabled=task.profile.precision == "bf16"):
+        with mixed_precision(task.profile, task.device):
             losses = task.step(batches, self.step, draw)
         losses["total"].backward()
         for optimizer in task.optimizers.values():

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, finish_stage, get_profile, read_table, stage_facts,
+from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, finish_stage, get_profile, load_weights, mixed_precision, read_table, save_weights, stage_facts,
                               stage_folder, tile, write_row)
 
 
@@ -70,3 +70,24 @@ def test_seeds_differ_by_every_part():
 def test_tile_shows_every_image():
     sheet = np.asarray(tile([np.ones((4, 4))] * 5, columns=2, scale=1, gap=2))
     assert (sheet == 0).sum() == 5 * 16
+
+
+def test_bfloat16_only_where_the_device_computes_in_it(monkeypatch):
+    import torch
+    def dtype(precision):
+        with mixed_precision(get_profile("laptop", precision=precision), "cpu"): return torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert dtype("bf16") == torch.bfloat16 and dtype("fp32") == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert dtype("bf16") == torch.float32
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    import torch
+    path = tmp_path / "line.safetensors"
+    save_weights(path, "line", torch.nn.Linear(2, 3), facts={})
+    with pytest.raises(FormulaGanError, match="holds no curve"): load_weights(path, "curve", None)
+    with pytest.raises(FormulaGanError, match="another version"): load_weights(path, "line", lambda metadata: torch.nn.Linear(3, 3))
+    with pytest.raises(FormulaGanError, match="no line 'default'"): load_weights("default", "line", None)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FormulaGanError, match="damaged"): load_weights(path, "line", lambda metadata: torch.nn.Linear(2, 3))

@@ -54,6 +54,12 @@ def test_batches_are_of_similar_size():
     assert padded(Stream(big, VOCAB, demo, 8, 0, None)) < 0.65 * padded(Stream(big, VOCAB, demo, 8, 0, None, pool=1))
 
 
+def test_streams_with_one_order_bring_large_with_large():
+    areas = lambda seed, **options: np.array([Stream(sets((90, 70), seed), VOCAB, demo, 4, seed=seed, pool=32, ranges=None, **options)[k].x[0].numel() for k in range(32)])
+    together = np.corrcoef(areas(1, shuffle_seed=5), areas(2, shuffle_seed=5))[0, 1]
+    assert together > 0.8 > 0.6 > abs(np.corrcoef(areas(1), areas(2))[0, 1])
+
+
 def test_augmentation_cuts_nothing_off_and_keeps_the_width_limit():
     rng = np.random.default_rng(0)
     for size in ((20, 40), (30, 110), (60, 20)):

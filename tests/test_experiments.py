@@ -71,6 +71,15 @@ def test_row_7_reads_no_ink():
     assert {s.domain for s in gan_streams(sets, ROWS["2"])[0]} == {PRINTED, HANDWRITTEN}
 
 
+def test_matched_targets_are_of_the_classes_asked_for():
+    sets, _, _ = make_images(TINY, progress=False)
+    wanted = lambda row: sorted(1 - s.domain for s in gan_streams(sets, ROWS[row], matched=True)[0])
+    real = lambda row: sorted(s.domain for s in gan_streams(sets, ROWS[row], matched=True)[1])
+    assert wanted("2") == real("2") == [PRINTED, HANDWRITTEN, HANDWRITTEN]
+    assert set(wanted("7")) == set(real("7")) == {HANDWRITTEN}
+    assert sorted(s.domain for s in gan_streams(sets, ROWS["6"], matched=True)[1]) == [PRINTED, PRINTED, HANDWRITTEN]  # random classes: all sets
+
+
 def test_nothing_of_the_test_set_is_trained_on():
     sets, _, _ = make_images(TINY, progress=False)
     held_out = set(sets["test_ink"].tokens) | set(sets["valid_ink"].tokens)
