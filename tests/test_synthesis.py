@@ -49,3 +49,17 @@ def test_trimming_keeps_all_ink():
     assert trim(np.zeros((60, 90), "uint8"), (40, 70), PROFILE).shape == (1, 1)  # nothing written is still an image
     canvas[59, 89] = 255  # beyond the image: padding of the batch
     assert trim(canvas, (60 - 2 * margin(PROFILE) - 1, 60), PROFILE).shape == (13, 18)
+
+
+def test_shipped_generator_writes_what_was_printed():
+    from formula_gan.data import print_images
+    from formula_gan.sagan import load_generator
+    profile = get_profile("laptop", workers=1, precision="fp32")
+    prints, _ = print_images(["x ^ { 2 } + 1", "\\frac { a } { b }"], profile, seed=0, progress=False)
+    generator = load_generator()
+    assert generator.facts["row"] == "7 skip matched" and "CC BY-NC-SA" in generator.facts["licence"]
+    written = handwrite(generator, prints, profile, 0, "cpu", False)
+    for n in range(2):
+        h, w = np.minimum(written[n].shape, prints[n].shape)
+        assert max(abs(np.subtract(written[n].shape, prints[n].shape))) <= 6 and written.domain == HANDWRITTEN
+        assert 0.3 < np.corrcoef(written[n][:h, :w].ravel(), prints[n][:h, :w].ravel())[0, 1] < 0.999  # readable, and not a copy
