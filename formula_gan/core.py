@@ -45,6 +45,8 @@ class Profile:
     generator_lr: float = 5e-5
     warmup_lr: float = 1e-3  # of the generator, whilst it copies
     discriminator_lr: float = 2e-4
+    discriminator_beta1: float = 0.0  # of its Adam
+    discriminator_gain: float = 1.0  # factor of its logits: the Lipschitz constant that spectral normalisation leaves it
     task_lr: float = 2e-4
     ema_decay: float = 0.999  # of the exported generator
     recognizer_batch: int = 16
@@ -63,14 +65,14 @@ class Profile:
 PROFILES = {p.name: p for p in (
     Profile("demo", "demo", height=32, symbol_height=8, base_channels=8, batch=8, gan_iterations=70,
             warmup_iterations=40, synthetic_images=500, recognizer_steps=100, reader_steps=160, printed_formulas=500, l1_anchor=1.0, skip=True,
-            generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
+            discriminator_beta1=0.5, discriminator_gain=32, generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
-            gan_iterations=2000, warmup_iterations=200, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000,
+            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000,
             printed_formulas=8_000, l1_anchor=1.0, anchor_size=8, matched_targets=True, skip=True, generator_lr=2e-4,
-            discriminator_lr=4e-4, task_lr=1e-3, recognizer_lr=1e-3, recognizer_stride=8),
+            discriminator_lr=4e-4, discriminator_beta1=0.5, discriminator_gain=32, task_lr=1e-3, recognizer_lr=1e-3, recognizer_stride=8),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
-            printed_formulas=30_000, l1_anchor=1.0, generator_lr=1e-4, recognizer_lr=5e-4, workers=16),
+            printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32, generator_lr=1e-4, recognizer_lr=5e-4, workers=16),
     Profile("paper", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=64, batch=4,
             gan_iterations=300_000, warmup_iterations=0, synthetic_images=300_000, recognizer_steps=100_000,
             printed_formulas=300_000, ema_decay=0.9999, workers=16),
@@ -113,7 +115,7 @@ def get_profile(
     for field, allowed in choices.items():
         if getattr(profile, field) not in allowed:
             raise FormulaGanError(f"{field}={getattr(profile, field)!r}: choose one of {', '.join(map(str, allowed))}")
-    may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "ema_decay")
+    may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "ema_decay", "discriminator_beta1")
     for field, kind in kinds.items():
         value = getattr(profile, field)
         if kind in (int, float) and (value < 0 or value == 0 and field not in may_be_zero):

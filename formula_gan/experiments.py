@@ -309,11 +309,8 @@ def make_reader(
     never on the formulas it is to read back."""
     sets, vocab, _ = make_images(profile, data_dir, seed, progress)
     unseen = set(content_formulas(sets["synthetic_print"]))
-    known = [i for i, t in enumerate(sets["formulas_print"].tokens) if t not in unseen and all(s in vocab for s in t.split())]
-    captions = [i for i, t in enumerate(sets["captions_print"].tokens) if t not in unseen]
-    ink = [i for i, t in enumerate(sets["train_ink"].tokens) if t not in unseen]
-    parts = [sets["train_ink"].subset(ink), sets["captions_print"].subset(captions), sets["formulas_print"].subset(known)]
-    folder, _ = make_recognizer("content reader", parts, {"reader": image_spec(profile, seed), "version": 1}, sets["valid_ink"], vocab, profile, seed,
+    parts = [sets[name].subset(i for i, t in enumerate(sets[name].tokens) if t not in unseen) for name in ("train_ink", "captions_print", "synthetic_print")]
+    folder, _ = make_recognizer("content reader", parts, {"reader": image_spec(profile, seed), "version": 2}, sets["valid_ink"], vocab, profile, seed,
                                 profile.reader_steps, max_minutes, progress)
     return load_recognizer(folder / "best.safetensors").to(pick_device(), memory_format=torch.channels_last)
 

@@ -415,9 +415,10 @@ class Discriminator(nn.Module):
         base_channels: int = 64,  # width of the first block; the others have 2, 4 and 8 times as many
         num_classes: int = 2,  # 0 printed, 1 handwritten
         attention: bool = True,  # False: row 5 of Table 1
+        gain: float = 1.0,  # factor of the logits; not in the paper
     ):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.gain = num_classes, gain
         self.blocks = down_blocks(base_channels)
         self.attention = SelfAttention(2 * base_channels) if attention else None
         self.linear = spectral(nn.Linear(8 * base_channels, 1))
@@ -435,7 +436,7 @@ class Discriminator(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # 8 bits are too few for a logit
             cells = h.shape[2] * h.shape[3] if mask is None else masks[4].sum((2, 3)).float().clamp(min=1)
             h = F.relu(h).float().sum((2, 3)) / cells
-            return self.linear(h)[:, 0] + (h * self.embedding(c)).sum(1)
+            return self.gain * (self.linear(h)[:, 0] + (h * self.embedding(c)).sum(1))
 
 # %% ../nbs/05_sagan.ipynb #d046b018
 def hinge_discriminator(

@@ -174,7 +174,7 @@ class Encoder(nn.Module):
 class Memory(NamedTuple):
     "What the decoder looks at, at one scale."
     features: torch.Tensor  # (B, cells, C), zeros at padding
-    keys: torch.Tensor  # (B, 1, cells, attention)
+    keys: torch.Tensor  # (B, 1, cells, attention), in the encoder's precision
     bias: torch.Tensor  # (B, 1, cells), 0 at image, very negative at padding
     size: tuple[int, int]  # (h, w), h * w = cells
 
@@ -194,8 +194,8 @@ class CoverageAttention(nn.Module):
         self.score = nn.Linear(width, 1, bias=False)
 
     def memory(self, rows: torch.Tensor, cells: Cells) -> Memory:
-        features = cells.maps(rows).flatten(2).transpose(1, 2).contiguous()
-        return Memory(features, self.key(features)[:, None], (cells.mask.flatten(2) <= 0) * -1e9, cells.size)
+        features = cells.maps(rows.float()).flatten(2).transpose(1, 2).contiguous()
+        return Memory(features, self.key(features)[:, None].to(rows.dtype), (cells.mask.flatten(2) <= 0) * -1e9, cells.size)
 
     def forward(
         self,
@@ -203,9 +203,12 @@ class CoverageAttention(nn.Module):
         memory: Memory,
         past: torch.Tensor,  # (B, K, cells), sum of the attention of earlier steps
     ) -> tuple[torch.Tensor, torch.Tensor]:  # context (B, K, C), attention (B, K, cells)
-        maps = self.coverage_conv(past.view(-1, 1, *memory.size)).flatten(2).transpose(1, 2)
-        energy = memory.keys + self.query(query)[:, :, None] + self.coverage(maps).view(*past.shape, -1)
-        attention = (self.score(torch.tanh(energy))[..., 0] + memory.bias).softmax(-1)
+        dtype = memory.keys.dtype  # bfloat16 after an encoder in it: the widest tensors of the loop, half the bytes
+        with torch.autocast(past.device.type, dtype, enabled=dtype == torch.bfloat16):
+            maps = self.coverage_conv(past.view(-1, 1, *memory.size)).flatten(2).transpose(1, 2)
+            energy = memory.keys + self.query(query)[:, :, None] + self.coverage(maps).view(*past.shape, -1)
+            scores = self.score(torch.tanh(energy))[..., 0]
+        attention = (scores.float() + memory.bias).softmax(-1)
         return torch.bmm(attention, memory.features), attention
 
 # %% ../nbs/06_task_model.ipynb #a9c7dc25
@@ -245,7 +248,7 @@ class Decoder(nn.Module):
 
     def begin(self, scales: list[tuple[torch.Tensor, Cells]]) -> tuple[list[Memory], State]:
         "Memories, and the first state: tanh of a linear of the mean feature over the valid cells."
-        memories = [attend.memory(rows.float(), cells) for attend, (rows, cells) in zip(self.attend, scales)]
+        memories = [attend.memory(rows, cells) for attend, (rows, cells) in zip(self.attend, scales)]
         counts = [(m.bias[:, 0] == 0).sum(1, keepdim=True).clamp(min=1) for m in memories]
         mean = torch.cat([m.features.sum(1) / n for m, n in zip(memories, counts)], 1)
         return memories, State(self.start(mean).tanh()[:, None], tuple(torch.zeros_like(m.bias, dtype=mean.dtype) for m in memories))
@@ -360,7 +363,7 @@ class Recognizer(nn.Module):
         self.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
     def memories(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[list[Memory], State]:
-        "Encode (under autocast if the caller asks for it); the decoder keeps float32, its loop is too small to gain."
+        "Encode (under autocast if the caller asks for it); of the decoder only the attention's scores follow, the rest of its loop is too small to gain."
         if x.ndim != 4 or x.shape[1] != 1 or mask is not None and mask.shape != x.shape:
             raise FormulaGanError(f"images must be (B,1,H,W) and the mask of the same shape, not {tuple(x.shape)} and {None if mask is None else tuple(mask.shape)}")
         scales = self.encoder(x, torch.ones_like(x) if mask is None else mask)

@@ -120,12 +120,14 @@ def reconstruction_step(
     c: torch.Tensor,  # (B,)
     lambda_: float = 1.0,
 ) -> tuple[dict, torch.Tensor]:  # as `gan_step`
-    """The generator copies its input, per pixel cross-entropy over the image; the task model, where there is one,
-    already learns from the real images. Not in the paper."""
+    """The generator copies its input, per pixel cross-entropy over the image. On the real images alone the discriminator already learns
+    the two classes (its fakes are sources under the other class's name) and the task model, where there is one, to read. Not in the paper."""
     fake = models.generator(source.x, z, c, source.mask)
     p, x = fake.float().clamp(1e-6, 1 - 1e-6), source.x
     cost = -(x * p.log() + (1 - x) * (1 - p).log()) * source.mask
     losses = {"copy": cost.sum() / source.mask.sum()}
+    losses["d_hinge"] = hinge_discriminator(models.discriminator(target.x, target.domain, target.mask).float(),
+                                            models.discriminator(source.x, 1 - source.domain, source.mask).float())
     if lambda_ and models.task is not None:
         losses |= recognizer_step(models.task, target, "task_target") | recognizer_step(models.task, source, "task_source")
     return losses | {"total": sum(losses.values())}, fake.detach()
@@ -176,12 +178,12 @@ class GanTask:
         self.profile, self.seed, self.target, self.device = profile, seed, target, device
         task = Recognizer(vocab, small_recognizer(profile)) if profile.lambda_ else None
         self.models = GanModels(Generator(profile.base_channels, attention=attention, skip=profile.skip),
-                                Discriminator(profile.base_channels, attention=attention), task)
+                                Discriminator(profile.base_channels, attention=attention, gain=profile.discriminator_gain), task)
         self.modules = {name: m.to(device, memory_format=torch.channels_last) for name, m in vars(self.models).items() if m is not None}
         self.modules["average"] = copy.deepcopy(self.models.generator)
         betas, weights = (0.0, 0.999), lambda name: self.modules[name].parameters()
         self.optimizers = {"generator": torch.optim.Adam(weights("generator"), profile.generator_lr, betas, foreach=True),
-                           "discriminator": torch.optim.Adam(weights("discriminator"), profile.discriminator_lr, betas, foreach=True)}
+                           "discriminator": torch.optim.Adam(weights("discriminator"), profile.discriminator_lr, (profile.discriminator_beta1, 0.999), foreach=True)}
         if task: self.optimizers["task"] = torch.optim.Adam(weights("task"), profile.task_lr, (0.9, 0.999), foreach=True)
         self.steps = profile.warmup_iterations + profile.gan_iterations
         self.source = Stream(sources, vocab, profile, profile.batch, derive_seed(seed, "source"), shuffle_seed=seed)

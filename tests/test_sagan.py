@@ -366,6 +366,13 @@ def test_logit_is_a_mean_over_the_image():
     torch.testing.assert_close(discriminator(x, torch.tensor([0])), discriminator(torch.cat([x, x], 3), torch.tensor([0])))
 
 
+def test_gain_multiplies_the_logit():
+    plain, loud = Discriminator(8).eval(), Discriminator(8, gain=32).eval()
+    loud.load_state_dict(plain.state_dict())
+    x, c = torch.rand(2, 1, 32, 32), torch.tensor([0, 1])
+    torch.testing.assert_close(loud(x, c), 32 * plain(x, c))
+
+
 def test_second_derivatives_for_a_gradient_penalty():
     discriminator = lived_in(Discriminator(8))
     x = torch.rand(2, 1, 32, 32, requires_grad=True)

@@ -14,8 +14,8 @@ from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, collate
 from formula_gan.sagan import Discriminator, Generator, load_generator, save_generator
 from formula_gan.task_model import Recognizer, RecognizerConfig
 from formula_gan.tokenizer import Vocab
-from formula_gan.trainer import (GanModels, GanTask, RecognizerTask, Trainer, frozen, gan_step, pooled_l1, target_class,
-                                 update_average)
+from formula_gan.trainer import (GanModels, GanTask, RecognizerTask, Trainer, frozen, gan_step, pooled_l1, reconstruction_step,
+                                 target_class, update_average)
 
 VOCAB = Vocab.from_tokens([["1", "+", "-"]])
 TINY = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=16, dropout=0.1)
@@ -57,6 +57,17 @@ def test_gan_step_changes_no_parameter(step):
 def test_each_loss_reaches_one_player(step, loss, learner):
     models, batch, z = step
     losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 1.0, 1.0)
+    losses[loss].backward()
+    for name, module in vars(models).items():
+        touched = any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+        assert touched == (name == learner), f"{loss} reaches {name}"
+
+
+@pytest.mark.parametrize("loss, learner", [("copy", "generator"), ("d_hinge", "discriminator"), ("task_target", "task"), ("task_source", "task")])
+def test_each_loss_of_the_warm_up_reaches_one_player(step, loss, learner):
+    models, batch, z = step
+    losses, fake = reconstruction_step(models, batch, batch, z, 1 - batch.domain)
+    assert fake.shape == batch.x.shape and not fake.requires_grad
     losses[loss].backward()
     for name, module in vars(models).items():
         touched = any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
