@@ -115,6 +115,8 @@ def get_profile(
     for field, allowed in choices.items():
         if getattr(profile, field) not in allowed:
             raise FormulaGanError(f"{field}={getattr(profile, field)!r}: choose one of {', '.join(map(str, allowed))}")
+    if profile.discriminator_beta1 >= 1 or profile.ema_decay >= 1:
+        raise FormulaGanError("discriminator_beta1 and ema_decay are shares of the past: below 1")
     may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "ema_decay", "discriminator_beta1")
     for field, kind in kinds.items():
         value = getattr(profile, field)

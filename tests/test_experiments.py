@@ -103,3 +103,31 @@ def test_stopping_by_the_clock_and_going_on():
     with pytest.raises(Unfinished, match="run the same command again"): row(ROWS["1"], profile, max_minutes=0.001, progress=False)
     with pytest.raises(Unfinished) as second: row(ROWS["1"], profile, max_minutes=0.001, progress=False)
     assert "step 2 of 40" in str(second.value)
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_gain_lets_the_discriminator_tell_ink_from_print(monkeypatch, capsys):
+    "At the laptop profile's matched sizes, discriminator alone, 400 steps: with the paper's settings it hardly learns."
+    import torch
+    from formula_gan.data import Stream
+    from formula_gan.sagan import Discriminator, hinge_discriminator
+    from formula_gan.tokenizer import Vocab
+    profile = get_profile("laptop", synthetic_images=10, printed_formulas=2000)
+    sets, _, _ = make_images(profile, progress=False)
+    vocab = Vocab.from_tokens([t.split() for name in ("train_ink", "captions_print") for t in sets[name].tokens])
+    ink, prints = (Stream([sets[name]], vocab, profile, 8, 0, shuffle_seed=0) for name in ("train_ink", "captions_print"))
+
+    def share_right(gain, beta1):
+        torch.manual_seed(0)
+        model, right, c = Discriminator(profile.base_channels, gain=gain), [], torch.ones(8, dtype=torch.int64)
+        optimizer = torch.optim.Adam(model.parameters(), profile.discriminator_lr, (beta1, 0.999))
+        for step in range(400):
+            with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+                real, fake = (model(b.x, c, b.mask) for b in (ink[step], prints[step]))
+            hinge_discriminator(real, fake).backward(), optimizer.step(), optimizer.zero_grad()
+            right.append(((real > 0).float().mean() + (fake < 0).float().mean()).item() / 2)
+        return np.mean(right[-80:])
+    paper, ours = share_right(1, 0.0), share_right(profile.discriminator_gain, profile.discriminator_beta1)
+    with capsys.disabled(): print(f"\nimages told apart after 400 steps: {100 * paper:.0f} % as in the paper, {100 * ours:.0f} % with the profile's gain")
+    assert ours > 0.7 and ours > paper + 0.1
