@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .core import FormulaGanError, Profile, atomic_path, derive_seed, mixed_precision, tile
 from .data import HANDWRITTEN, PRINTED, Batch, ImageSet, Stream, collate
-from .sagan import Discriminator, Generator, hinge_discriminator, hinge_generator, save_generator
+from .sagan import Discriminator, Generator, hinge_discriminator, hinge_generator, save_generator, standing_statistics
 from .task_model import Recognizer, RecognizerConfig, save_recognizer
 from .tokenizer import Vocab
 
@@ -222,8 +222,14 @@ class GanTask:
         return tile(cells, columns=3, scale=2)
 
     def export(self, path: Path, **facts):
-        "The averaged generator as safetensors."
-        save_generator(self.modules["average"], path, **facts)
+        "The averaged generator as safetensors, its statistics measured anew: those that it followed belong to other weights."
+        average, draw = copy.deepcopy(self.modules["average"]), torch.Generator().manual_seed(derive_seed(self.seed, "standing"))
+        def batches():
+            for source in (self.source[n].to(self.device, torch.channels_last) for n in range(32)):
+                z = torch.randn(len(source.x), average.z_dim, generator=draw).to(self.device)
+                yield source.x, z, target_class(source.domain, self.target, draw), source.mask
+        with mixed_precision(self.profile, self.device): standing_statistics(average, batches())
+        save_generator(average, path, **facts)
 
 # %% ../nbs/07_trainer.ipynb #7120abb2
 def seed_everything_for(

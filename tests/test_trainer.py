@@ -123,6 +123,19 @@ def test_gan_trains_and_leaves_its_files(tmp_path):
     assert {"checkpoint.pt", "last.safetensors", "losses.csv", "sheets"} <= set(os.listdir(tmp_path)) and len(os.listdir(tmp_path / "sheets")) == 2
 
 
+def test_exported_generators_statistics_are_measured_anew(tmp_path):
+    "They depend on its weights and the sources alone; the trainer's own average stays as it was."
+    task = make_gan()
+    before = weights(task)
+    task.export(tmp_path / "a.safetensors")
+    assert equal(before, weights(task))
+    for name, buffer in task.modules["average"].named_buffers():
+        if "running" in name: buffer.fill_(7)
+    task.export(tmp_path / "b.safetensors")
+    a, b = (load_generator(tmp_path / f"{name}.safetensors").state_dict() for name in ("a", "b"))
+    assert equal(a, b) and not torch.equal(a["norm.running_mean"], before["average.norm.running_mean"])
+
+
 def test_resumed_gan_equals_uninterrupted(tmp_path):
     whole, part = make_gan(), make_gan()
     Trainer(whole, tmp_path / "whole", progress=False).run()
