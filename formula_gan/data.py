@@ -673,7 +673,7 @@ def read_test_set(
             data = members[name]()
             if len(data) > LARGEST_FILE: raise FormulaGanError(f"it has more than {LARGEST_FILE >> 20} MB")
             source = read_inkml(data, stem) if name.lower().endswith(".inkml") else _open_picture(data)
-            truth = getattr(source, "latex", "") if truth is None and not tables else truth
+            truth = getattr(source, "latex", "") if truth is None else truth
         except (FormulaGanError, OSError, zipfile.BadZipFile, RuntimeError) as error: source = FormulaGanError(str(error))
         truth = (truth or "").strip().strip("$").strip()
         try: items.append((name, normalize(truth), source))

@@ -567,7 +567,7 @@ def distort(
     angle, slant, stretch = strength * rng.uniform(-1, 1, 3) * [0.12, 0.3, 0.25]
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[np.exp(stretch), slant], [0, 1]]
     heading, length, phase = rng.uniform(0, 2 * np.pi, 3), size * rng.uniform(1.5, 5, 3), rng.uniform(0, 2 * np.pi, 3)
-    wave = strength * 0.03 * length[:, None] * np.clip(rng.normal(size=(3, 2)), -2, 2)  # in proportion to its length: it bends, never folds
+    wave = strength * 0.04 * length[:, None] * np.clip(rng.normal(size=(3, 2)), -2, 2)  # in proportion to its length: it bends, never folds
     along = (points - centre) @ np.stack([np.cos(heading), np.sin(heading)]) / length
     moved = (points - centre) @ turn.T + np.sin(2 * np.pi * along + phase) @ wave + centre
     return replace(ink, strokes=tuple(np.split(moved.astype(np.float32), np.cumsum([len(stroke) for stroke in ink.strokes])[:-1])))
