@@ -512,24 +512,27 @@ def ink_spec(
 
 
 def make_ink(
-    profile: Profile,  # its sizing too
+    profile: Profile,
+    sizings,  # names of `SIZINGS`
     data_dir: str = "",
     distorted: int | None = None,  # seed: only the training ink, distorted; None: as it is
     progress: bool = True,
-) -> dict:  # ImageSet by split: "train", "valid", "test", or "train" alone
-    "The real ink at a sizing, from the cache once it is there; validation and test without limits."
+) -> dict:  # sizing -> ImageSet by split: "train", "valid", "test", or "train" alone
+    "The real ink at some sizings, from the cache once it is there; validation and test without limits."
     from formula_gan.ink import distort
-    folder = stage_folder("ink", {**ink_spec(profile), **({} if distorted is None else {"distorted": distorted})})
-    splits = ("train", "valid", "test") if distorted is None else ("train",)
-    if stage_facts(folder) is None:
-        corpus, counts = load_corpus(profile, data_dir, progress=progress), {}
+    splits, corpus = ("train", "valid", "test") if distorted is None else ("train",), None
+    sized = {sizing: dataclasses.replace(profile, sizing=sizing) for sizing in sizings}
+    folders = {sizing: stage_folder("ink", {**ink_spec(p), **({} if distorted is None else {"distorted": distorted})}) for sizing, p in sized.items()}
+    for sizing, folder in folders.items():
+        if stage_facts(folder) is not None: continue
+        corpus, counts = corpus or load_corpus(profile, data_dir, progress=progress), {}
         for split in splits:
             inks = corpus.ink[split]
             if distorted is not None: inks = [distort(ink, np.random.default_rng(derive_seed("distort", distorted, n))) for n, ink in enumerate(inks)]
-            images, counts[split] = ink_images(inks, profile, split == "train", WIDEST, progress)
+            images, counts[split] = ink_images(inks, sized[sizing], split == "train", WIDEST, progress)
             images.save(folder / split)
         finish_stage(folder, counts=counts)
-    return {split: ImageSet.load(folder / split) for split in splits}
+    return {sizing: {split: ImageSet.load(folder / split) for split in splits} for sizing, folder in folders.items()}
 
 
 def training_sets(
@@ -541,10 +544,11 @@ def training_sets(
     progress: bool = True,
 ) -> tuple[list[ImageSet], dict, float]:  # drawn from evenly; what determines them; minutes that the second took
     "What a row of Table 2 trains on: ink first, then what is mixed in."
+    def ink(distorted=None): return make_ink(profile, [row.train_norm], data_dir, distorted, progress)[row.train_norm]["train"]
     sized = dataclasses.replace(profile, sizing=row.train_norm)
-    sets, identity = ([make_ink(sized, data_dir, progress=progress)["train"]], {"ink": ink_spec(sized)}) if row.ink else ([], {"sizing": row.train_norm})
+    sets, identity = ([ink()], {"ink": ink_spec(sized)}) if row.ink else ([], {"sizing": row.train_norm})
     if not row.second: return sets, identity, 0.0
-    if row.second == "distorted": return [*sets, make_ink(sized, data_dir, seed, progress)["train"]], identity | {"distorted": seed}, 0.0
+    if row.second == "distorted": return [*sets, ink(seed)], identity | {"distorted": seed}, 0.0
     images, source, minutes = make_source(ROWS.get(row.second, row.second), profile, data_dir, seed, max_minutes, progress)
     return [*sets, resize_set(images, sized, WIDEST)], identity | source, minutes
 
@@ -596,12 +600,12 @@ def run_recognition_row(
     if recipe not in RECIPES: raise FormulaGanError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     if not test_norms or set(test_norms) - set(SIZINGS): raise FormulaGanError(f"test_norms={' '.join(test_norms)!r}: choose among {', '.join(SIZINGS)}")
     way, sized = RECIPES[recipe], lambda sizing: dataclasses.replace(profile, sizing=sizing)
-    sets, identity, minutes = training_sets(chosen, profile, data_dir, seed, max_minutes, progress)
     _, vocab, _ = make_images(profile, data_dir, seed, progress)
-    valid = make_ink(sized(chosen.train_norm), data_dir, progress=progress)["valid"]
-    folder, facts = make_recognizer(f"row {chosen.name}", sets, identity, valid, vocab, sized(chosen.train_norm), seed, profile.updates,
+    ink = make_ink(profile, dict.fromkeys((chosen.train_norm, *test_norms)), data_dir, progress=progress)
+    sets, identity, minutes = training_sets(chosen, profile, data_dir, seed, max_minutes, progress)
+    folder, facts = make_recognizer(f"row {chosen.name}", sets, identity, ink[chosen.train_norm]["valid"], vocab, sized(chosen.train_norm), seed, profile.updates,
                                     max_minutes, progress, way)
-    test = {norm: make_ink(sized(norm), data_dir, progress=progress)["test"] for norm in test_norms}
+    test = {norm: ink[norm]["test"] for norm in test_norms}
     readings = {norm: test_readings(folder, images, sized(norm), progress) for norm, images in test.items()}
     curve = validation_curve(folder)
     own = dict(row=chosen.name + variant_suffix(profile) * (chosen.second in ROWS), recipe=recipe, train_norm=chosen.train_norm,
