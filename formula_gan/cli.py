@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'read_lines', 'atomic_folder', 'render_styles', 'render_folder', 'write_tsv', 'render_command', 'report',
-           'evaluate_command', 'overrides', 'show_rows', 'train_command', 'table1_command', 'add_command', 'add_render',
-           'add_evaluate', 'add_run_options', 'add_train', 'add_table1', 'build_parser', 'main', 'keyword_translator',
+           'evaluate_command', 'show_scores', 'test_set_command', 'overrides', 'show_rows', 'train_command',
+           'table1_command', 'run_each', 'table2_command', 'add_command', 'add_render', 'add_evaluate',
+           'add_run_options', 'add_train', 'add_table1', 'add_table2', 'build_parser', 'main', 'keyword_translator',
            'keyword_engine']
 
 # %% ../nbs/09b_cli.ipynb #14bbac7b
@@ -138,15 +139,42 @@ def evaluate_command(
 ) -> int:  # exit code
     "`formula-gan evaluate`."
     from formula_gan.evaluation import evaluate
+    if arguments.recognizer or arguments.test_set: return test_set_command(arguments)
+    if arguments.predictions is None or arguments.truths is None:
+        raise FormulaGanError("give a file of predictions and one of truths, or --recognizer with --test-set")
     predictions, truths = read_lines(arguments.predictions), read_lines(arguments.truths)
     if len(predictions) != len(truths):
         raise FormulaGanError(f"{arguments.predictions} has {len(predictions)} lines, {arguments.truths} {len(truths)}: they must match line by line")
     if not truths: raise FormulaGanError(f"{arguments.truths} holds no formula")
     scores = dataclasses.asdict(evaluate(predictions, truths, strict=arguments.strict))
-    if arguments.json: print(json.dumps(scores))
-    else:
-        for name, value in scores.items(): print(f"{name:10} {value}" if name == "n" else f"{name:10} {value:.2f} %")
+    show_scores(scores, arguments.json)
     return 0
+
+
+def show_scores(
+    scores: dict,  # rates in percent, and `n`
+    as_json: bool,
+):
+    "Scores, one a line or as JSON."
+    if as_json: print(json.dumps(scores)); return
+    for name, value in scores.items(): print(f"{name:12} {value}" if name == "n" else f"{name:12} {value:.2f} %")
+
+# %% ../nbs/09b_cli.ipynb #77ffd314
+def test_set_command(
+    arguments: argparse.Namespace,
+) -> int:  # exit code
+    "`formula-gan evaluate --recognizer X --test-set PATH`."
+    if not arguments.recognizer or not arguments.test_set or arguments.predictions:
+        raise FormulaGanError("--recognizer and --test-set belong together, and leave no place for files of predictions and truths")
+    from formula_gan.core import pick_device
+    from formula_gan.experiments import score_test_set
+    from formula_gan.task_model import load_recognizer
+    result = score_test_set(load_recognizer(arguments.recognizer, pick_device()), arguments.test_set, arguments.test_norm, arguments.beam)
+    show_scores(result.scores, arguments.json)
+    if result.unknown: print(f"symbols that the recogniser does not know, and formulas with them: {dict(result.unknown)}", file=sys.stderr)
+    for name, why in result.lost: print(f"counted as wrong {name}: {why}", file=sys.stderr)
+    for name, why in result.skipped: print(f"skipped {name}: {why}", file=sys.stderr)
+    return 1 if result.lost or result.skipped else 0
 
 # %% ../nbs/09b_cli.ipynb #00d18a29
 def overrides(
@@ -187,7 +215,7 @@ def table1_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan table1`."
-    from formula_gan.experiments import CONTROLS, ROWS, Unfinished, run_row
+    from formula_gan.experiments import CONTROLS, ROWS, run_row
     names = {**{row.name: row.what for row in ROWS.values()}, **CONTROLS}
     if arguments.list:
         for name, what in names.items(): print(f"{name:3} {what}")
@@ -196,15 +224,40 @@ def table1_command(
         raise FormulaGanError("name rows with --row, or a weight with --lambda; --list shows the rows")
     unknown = [row for row in arguments.row if row not in names]
     if unknown: raise FormulaGanError(f"no row {unknown[0]!r}: choose among {', '.join(names)}")
+    return run_each(arguments.row or [""], arguments.profile, lambda row: run_row(
+        row, arguments.profile, arguments.lambda_, arguments.seed, arguments.data, arguments.max_minutes, **overrides(arguments.set)))
+
+
+def run_each(
+    rows: list[str],
+    profile: str,  # for the message
+    run,  # callable(row) -> result with `rows` and `table`
+    **shown,  # arguments of `show_rows`
+) -> int:  # exit code
+    "Run rows one after the other; those that run out of time are listed."
+    from formula_gan.experiments import Unfinished
     done, skipped = [], []
-    for row in arguments.row or [""]:
-        try:
-            result = run_row(row, arguments.profile, arguments.lambda_, arguments.seed, arguments.data, arguments.max_minutes,
-                             **overrides(arguments.set))
-            done.append(result)
-        except Unfinished as stop: skipped.append((f"row {row}", arguments.profile, str(stop)))
-    if done: show_rows([row for result in done for row in result.rows])
+    for row in rows:
+        try: done.append(run(row))
+        except Unfinished as stop: skipped.append((f"row {row}", profile, str(stop)))
+    if done: show_rows([row for result in done for row in result.rows], **shown)
     return report(len(done), skipped, f"rows in {done[0].table}" if done else "rows")
+
+# %% ../nbs/09b_cli.ipynb #b74e0ea3
+def table2_command(
+    arguments: argparse.Namespace,
+) -> int:  # exit code
+    "`formula-gan table2`."
+    from formula_gan.experiments import RECOGNITION_ROWS, choose_recognition_row, run_recognition_row
+    if arguments.list:
+        for row in RECOGNITION_ROWS.values(): print(f"{row.name:5} {row.what}, trained at {row.train_norm}")
+        return 0
+    if not arguments.row: raise FormulaGanError("name rows with --row; --list shows them")
+    for row in arguments.row: choose_recognition_row(row, arguments.train_norm)  # before any work
+    return run_each(arguments.row, arguments.profile, lambda row: run_recognition_row(
+        row, arguments.profile, arguments.recipe, arguments.train_norm, tuple(arguments.test_norm), arguments.seed, arguments.data,
+        arguments.max_minutes, **overrides(arguments.set)),
+        columns=("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high", "n", "profile", "minutes"))
 
 # %% ../nbs/09b_cli.ipynb #4917db95
 EXAMPLES = {
@@ -214,7 +267,9 @@ EXAMPLES = {
   formula-gan render --file formulas.txt --out images/ --sample 0""",
     "evaluate": """
   formula-gan evaluate predictions.txt truths.txt
-  formula-gan evaluate predictions.txt truths.txt --json > scores.json""",
+  formula-gan evaluate predictions.txt truths.txt --json > scores.json
+  formula-gan evaluate --recognizer best.safetensors --test-set CROHME2016.zip
+  formula-gan evaluate --recognizer best.safetensors --test-set photos/ --test-norm height""",
     "train": """
   formula-gan train --row 7 --profile laptop --max-minutes 60 --out generator.safetensors
   formula-gan train --lambda 2 --set gan_iterations=50 --out small.safetensors""",
@@ -223,6 +278,11 @@ EXAMPLES = {
   formula-gan table1 --lambda 2
   formula-gan table1 --row L P S 7 --profile laptop --max-minutes 60
   formula-gan table1 --row 7 --profile laptop --set gan_iterations=5000 --set batch=4""",
+    "table2": """
+  formula-gan table2 --list
+  formula-gan table2 --row V
+  formula-gan table2 --row V VIII R S --profile laptop --max-minutes 60
+  formula-gan table2 --row V --recipe paper --test-norm height symbol symbol-oracle""",
 }
 
 
@@ -259,20 +319,25 @@ def add_evaluate(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan evaluate` and its options."
-    parser = add_command(commands, "evaluate", evaluate_command, "score predicted formulas against true ones: WER and ExpRate in percent")
-    parser.add_argument("predictions", help="text file, line n is the tokens of prediction n separated by spaces; an empty line is a wrong answer")
-    parser.add_argument("truths", help="text file, line n is the tokens of truth n")
+    parser = add_command(commands, "evaluate", evaluate_command, "score predicted formulas, or a recogniser on a test set: WER and ExpRate in percent")
+    parser.add_argument("predictions", nargs="?", help="text file, line n is the tokens of prediction n separated by spaces; an empty line is a wrong answer")
+    parser.add_argument("truths", nargs="?", help="text file, line n is the tokens of truth n")
     parser.add_argument("--strict", action="store_true", help=r"compare \limits too, which is ignored otherwise")
+    parser.add_argument("--recognizer", default="", help="a .safetensors file: reads the test set itself")
+    parser.add_argument("--test-set", default="", metavar="PATH", help="folder or zip of InkML, or of images with a caption file (name, tab, LaTeX)")
+    parser.add_argument("--test-norm", default="", help="height, symbol or symbol-oracle (default: as the recogniser was trained)")
+    parser.add_argument("--beam", type=int, default=10, help="width of the beam (default 10)")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
 
 # %% ../nbs/09b_cli.ipynb #f2088494
 def add_run_options(
     parser: argparse.ArgumentParser,
+    gan: bool = True,  # the command is about one GAN
 ):
     "What every command that trains takes."
     parser.add_argument("--profile", default="demo", help="demo, laptop, gpu or paper (default demo)")
     parser.add_argument("--data", default="", metavar="FOLDER", help="where the real data lies (default: the environment's FORMULA_GAN_DATA)")
-    parser.add_argument("--lambda", dest="lambda_", type=float, help="weight of the task loss; overrides the row's")
+    if gan: parser.add_argument("--lambda", dest="lambda_", type=float, help="weight of the task loss; overrides the row's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-minutes", type=float, help="stop training cleanly after this time; the same command goes on from there")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the profile; may be repeated")
@@ -297,6 +362,19 @@ def add_table1(
     parser.add_argument("--list", action="store_true", help="show the rows and end")
     add_run_options(parser)
 
+# %% ../nbs/09b_cli.ipynb #c8265bb1
+def add_table2(
+    commands,  # from `add_subparsers`
+):
+    "`formula-gan table2` and its options."
+    parser = add_command(commands, "table2", table2_command, "run rows of Table 2: synthetic set, large recogniser, scores at both sizes")
+    parser.add_argument("--row", nargs="+", default=[], help="rows by name; --list shows them")
+    parser.add_argument("--list", action="store_true", help="show the rows and end")
+    parser.add_argument("--recipe", default="modern", help="modern or paper (default modern)")
+    parser.add_argument("--train-norm", default="", help="height, symbol or symbol-oracle (default: the row's own)")
+    parser.add_argument("--test-norm", nargs="+", default=["height", "symbol"], help="any of height, symbol, symbol-oracle (default height symbol)")
+    add_run_options(parser, gan=False)
+
 # %% ../nbs/09b_cli.ipynb #ebf96b95
 def build_parser() -> argparse.ArgumentParser:
     "The parser of `formula-gan`."
@@ -305,7 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
                                      epilog="exit codes: 0 all done, 1 done with some inputs skipped and listed, 2 nothing done")
     parser.add_argument("--version", action="version", version=f"formula-gan {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_render, add_evaluate, add_train, add_table1): add(commands)
+    for add in (add_render, add_evaluate, add_train, add_table1, add_table2): add(commands)
     return parser
 
 

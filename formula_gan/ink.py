@@ -6,7 +6,7 @@
 __all__ = ['LARGEST_COORDINATE', 'LARGEST_FILE', 'CROHME_FOLDERS', 'CROHME_ORIGIN', 'DOT', 'LARGEST_SIDE', 'LARGEST_AREA',
            'WORDS', 'UNITS_PER_EM', 'InkError', 'Symbol', 'Ink', 'parse_trace', 'read_inkml', 'write_inkml',
            'read_crohme', 'writer_key', 'stroke_symbol_height', 'rasterize', 'rasterize_many', 'symbol_label',
-           'SymbolBank', 'stitch', 'demo_bank', 'demo_inks']
+           'SymbolBank', 'stitch', 'distort', 'demo_bank', 'demo_inks']
 
 # %% ../nbs/03_ink.ipynb #24855760
 import re, zipfile, zlib
@@ -331,11 +331,12 @@ def rasterize_many(
     inks,  # sequence of Ink
     workers: int | None = None,  # processes; None: one per core, or this one where there is little to do
     progress: bool = True,
-    **sizes,  # as for `rasterize`: height or symbol_height, stroke_width, padding
+    **sizes,  # as for `rasterize`: height or symbol_height, stroke_width, padding; each one for all, or a list with one for each ink
 ) -> list:  # an image float32 (h, w) or an InkError for each ink, in order
     "Draw many inks. In a script call it under `if __name__ == '__main__':`, as always with processes."
     from formula_gan.rendering import _many
-    images = _many(_rasterize_job, [(ink, sizes) for ink in inks], workers, progress, "draw ink")
+    own = lambda n: {name: size[n] if isinstance(size, list) else size for name, size in sizes.items()}
+    images = _many(_rasterize_job, [(ink, own(n)) for n, ink in enumerate(inks)], workers, progress, "draw ink")
     return [image if isinstance(image, InkError) else np.float32(image) / np.float32(255) for image in images]
 
 # %% ../nbs/03_ink.ipynb #b0ec8d26
@@ -553,6 +554,23 @@ def stitch(
         symbols.append(Symbol(piece.label, tuple(range(len(strokes), len(strokes) + len(written)))))
         strokes += [(((stroke - centre) @ turn.T + centre + shift) * UNITS_PER_EM).astype(np.float32) for stroke in written]
     return Ink(id, tuple(strokes), latex, writer, tuple(symbols), "stitched")
+
+# %% ../nbs/03_ink.ipynb #f18b9cf2
+def distort(
+    ink: Ink,
+    rng: np.random.Generator,
+    strength: float = 1.0,  # 0 changes nothing
+) -> Ink:  # the same strokes and symbols, moved; units as before
+    "A stronger distortion than the training's augmentation: affine as a whole, and locally by three waves of 1.5 to 5 symbol heights."
+    points = np.concatenate(ink.strokes).astype(float)
+    size, centre = stroke_symbol_height(ink) or 1.0, (points.min(0) + points.max(0)) / 2
+    angle, slant, stretch = strength * rng.uniform(-1, 1, 3) * [0.12, 0.3, 0.25]
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[np.exp(stretch), slant], [0, 1]]
+    heading, length, phase = rng.uniform(0, 2 * np.pi, 3), size * rng.uniform(1.5, 5, 3), rng.uniform(0, 2 * np.pi, 3)
+    wave = strength * 0.04 * length[:, None] * np.clip(rng.normal(size=(3, 2)), -2, 2)  # in proportion to its length: it bends, never folds
+    along = (points - centre) @ np.stack([np.cos(heading), np.sin(heading)]) / length
+    moved = (points - centre) @ turn.T + np.sin(2 * np.pi * along + phase) @ wave + centre
+    return replace(ink, strokes=tuple(np.split(moved.astype(np.float32), np.cumsum([len(stroke) for stroke in ink.strokes])[:-1])))
 
 # %% ../nbs/03_ink.ipynb #0a700bfc
 def _curve(*points) -> np.ndarray: return np.array(points, float)

@@ -43,7 +43,7 @@ def test_help_is_quick_and_light(clean_environment, tmp_path):
 
 
 def test_usage_errors_end_with_2(capsys):
-    for words in ([], ["nonsense"], ["render"], ["evaluate", "one"], ["table1", "--seed", "x"]):
+    for words in ([], ["nonsense"], ["render"], ["table1", "--seed", "x"], ["table2", "--seed", "x"]):
         with pytest.raises(SystemExit) as ended: cli.main(words)
         assert ended.value.code == 2
 

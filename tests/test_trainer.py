@@ -190,7 +190,7 @@ def test_best_weights_are_kept(tmp_path):
     values = iter([3.0, 1.0, 2.0])
     task = RecognizerTask(PROFILE, [drawn(PRINTED)], VOCAB, config=TINY)
     kept = {}
-    def metric(task): kept[value := next(values)] = task.model.decoder.out.weight.clone(); return value
+    def metric(task): kept[value := next(values)] = task.model.decoder.out.weight.clone(); return {"metric": value}
     Trainer(task, tmp_path, metric=metric, metric_every=2, progress=False).run()
     from formula_gan.task_model import load_recognizer
     assert torch.equal(load_recognizer(tmp_path / "best.safetensors").decoder.out.weight, kept[1.0])
