@@ -21,7 +21,7 @@ from .core import (FormulaGanError, Profile, artifacts_dir, atomic_path, cache_d
 from .data import HANDWRITTEN, ImageSet, Stream, ink_images, load_corpus, ordered_batches, print_images
 from .evaluation import NGramModel, evaluate, perplexity
 from .sagan import load_generator
-from .synthesis import handwrite
+from .synthesis import handwrite, read_back
 from .task_model import RecognizerConfig, load_recognizer
 from .tokenizer import Vocab
 from .trainer import GanTask, RecognizerTask, Trainer, gan_settings
@@ -257,7 +257,6 @@ def image_losses(
     return losses
 
 
-@torch.no_grad()
 def read_images(
     model,  # Recognizer
     images: ImageSet,
@@ -266,14 +265,7 @@ def read_images(
     device: str = "cpu",
 ) -> list[str]:  # normal forms, in the set's order
     "What a recogniser reads in every image of a set."
-    model.eval()
-    readings: list = [""] * len(images)
-    for numbers, batch in ordered_batches(images, model.vocab, profile):
-        batch = batch.to(device, torch.channels_last)
-        with mixed_precision(profile, device):
-            decoded = model.decode(batch.x, batch.mask, beam_size=beam_size)
-        for n, (tokens, _) in zip(numbers, decoded): readings[n] = " ".join(tokens)
-    return readings
+    return [" ".join(tokens) for tokens, _ in read_back(model, images, profile, beam_size, device)]
 
 # %% ../nbs/09a_experiments.ipynb #14cb1a55
 def make_recognizer(

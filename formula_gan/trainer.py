@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['frozen', 'pooled_l1', 'target_class', 'GanModels', 'gan_step', 'recognizer_step', 'reconstruction_step',
-           'update_average', 'small_recognizer', 'gan_settings', 'GanTask', 'seed_everything_for', 'RecognizerTask',
-           'Trainer', 'ignore_signals', 'stop_on_signal', 'add_log_row']
+           'update_average', 'small_recognizer', 'gan_settings', 'size_facts', 'GanTask', 'seed_everything_for',
+           'RecognizerTask', 'Trainer', 'ignore_signals', 'stop_on_signal', 'add_log_row']
 
 # %% ../nbs/07_trainer.ipynb #21dd1c25
 import contextlib, copy, csv, json, math, signal, threading, time, warnings
@@ -159,6 +159,13 @@ def gan_settings(
     return {k: v for k, v in asdict(profile).items() if k not in other}
 
 
+def size_facts(
+    profile: Profile,
+) -> dict:  # JSON values
+    "What a model's file says of the images that it knows."
+    return {"profile": profile.name, "height": profile.height, "symbol_height": profile.symbol_height, "sizing": profile.sizing}
+
+
 class GanTask:
     "One row of Table 1: generator, discriminator and (unless lambda is 0) task model on two streams of images."
     def __init__(
@@ -221,7 +228,7 @@ class GanTask:
 
     def export(self, path: Path, **facts):
         "The averaged generator as safetensors."
-        save_generator(self.modules["average"], path, **facts)
+        save_generator(self.modules["average"], path, **(size_facts(self.profile) | facts))
 
 # %% ../nbs/07_trainer.ipynb #7120abb2
 def seed_everything_for(
@@ -269,7 +276,7 @@ class RecognizerTask:
 
     def export(self, path: Path, **facts):
         "The recogniser as safetensors."
-        save_recognizer(self.model, path, **facts)
+        save_recognizer(self.model, path, **(size_facts(self.profile) | facts))
 
 # %% ../nbs/07_trainer.ipynb #fa365650
 class Trainer:
