@@ -336,15 +336,17 @@ def claim_folder(
 ):
     "Make the folder with `synthesis.json`, or find there the same settings."
     path = out / "synthesis.json"
-    if path.exists():
-        try: found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError: raise FormulaGanError(f"{path} is damaged: name another folder") from None
-        other = [k for k in settings if found.get(k) != settings[k]]
-        if other: raise FormulaGanError(f"{out} holds a set with {other[0]} = {found.get(other[0])!r}, not {settings[other[0]]!r}: name another folder, or the same {other[0]} to go on with it")
-        return
     out.mkdir(parents=True, exist_ok=True)
-    if [p for p in out.iterdir() if not p.name.startswith(".")]: raise FormulaGanError(f"{out} holds other files: name a new folder")
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    other = [p for p in out.iterdir() if not p.name.startswith(".")]  # before the next line: another process may begin the same set now
+    if not path.exists():
+        if other: raise FormulaGanError(f"{out} holds other files: name a new folder")
+        with atomic_path(path) as temporary: temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        return
+    try: found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError: raise FormulaGanError(f"{path} is damaged: name another folder") from None
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise FormulaGanError(f"{out} holds a set with {name} = {found.get(name)!r}, not {value!r}: name another folder, or the same {name} to go on with it")
 
 
 def write_captions(
