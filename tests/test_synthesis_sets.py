@@ -227,7 +227,7 @@ assert status == 0
 '''
 
 
-@pytest.mark.parametrize("times, longest", [(3, 2.0), pytest.param(100, 3.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times, longest", [(2, 2.0), pytest.param(100, 3.0, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(whole, tmp_path, clean_environment, times, longest):
     "Each run goes on where the killed one stopped; the last one ends with the bytes of an undisturbed run, and nothing else in the folder."
     environment = {**clean_environment, "OMP_NUM_THREADS": "1"}
