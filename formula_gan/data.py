@@ -373,8 +373,9 @@ def open_image(
 
 def check_size(
     size: tuple[int, int],  # px
-    name,
+    name,  # of the image, for the message
 ):
+    "Raise `FormulaGanError` for an image without pixels or with too many."
     if min(size) < 1 or size[0] * size[1] > LARGEST_IMAGE:
         raise FormulaGanError(f"{name} has {size[0]:,} x {size[1]:,} px: give 1 px to {LARGEST_IMAGE >> 20} Mpx")
 

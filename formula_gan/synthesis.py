@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SIZES', 'LARGEST_AREA', 'BLOCK', 'FORMATS', 'noise', 'handwrite', 'trim', 'trained_profile', 'weights_digest', 'Item',
            'plan_item', 'print_item', 'print_items', 'write_items', 'read_back', 'resized', 'Reading', 'recognize',
-           'encode_image', 'write_tar', 'write_folder', 'to_json', 'tar_files', 'caption_files', 'imagefolder_files',
-           'check_format', 'write_shard', 'read_manifest', 'claim_folder', 'write_captions', 'Filter', 'Synthesis',
-           'parse_shard', 'make_shard', 'check_options', 'set_settings', 'make_shards', 'synthesize']
+           'encode_image', 'write_tar', 'write_folder', 'check_format', 'write_shard', 'read_manifest', 'claim_folder',
+           'write_captions', 'Filter', 'Synthesis', 'parse_shard', 'make_shard', 'check_options', 'set_settings',
+           'make_shards', 'synthesize']
 
 # %% ../nbs/08_synthesis.ipynb #3deb636b
 import hashlib, io, json, os, shutil, tarfile, tempfile
@@ -270,32 +270,35 @@ def write_folder(
     for name, content in files: (path / name).write_bytes(content)
 
 # %% ../nbs/08_synthesis.ipynb #a8000052
-def to_json(line: dict) -> bytes: return json.dumps(line).encode() + b"\n"
+def _to_json(line: dict) -> bytes: return json.dumps(line).encode() + b"\n"
 
 
-def tar_files(images, lines):
+def _tar_files(images, lines):
     "WebDataset: an image and its line of the manifest under one key."
     for image, line in zip(images, lines):
-        yield from ((f"{line['key']}.png", encode_image(image, "png")), (f"{line['key']}.json", to_json(line)))
+        yield from ((f"{line['key']}.png", encode_image(image, "png")), (f"{line['key']}.json", _to_json(line)))
 
 
-def caption_files(images, lines):
+def _caption_files(images, lines):
     "CoMER: images; `caption.txt` is written when all shards are there."
     for image, line in zip(images, lines): yield f"{line['key']}.bmp", encode_image(image, "bmp")
 
 
-def imagefolder_files(images, lines):
+def _imagefolder_files(images, lines):
     "Hugging Face: images, and what is known of them by `file_name`."
     for image, line in zip(images, lines): yield f"{line['key']}.png", encode_image(image, "png")
-    yield "metadata.jsonl", b"".join(to_json({"file_name": f"{line['key']}.png", **line}) for line in lines)
+    yield "metadata.jsonl", b"".join(_to_json({"file_name": f"{line['key']}.png", **line}) for line in lines)
 
 
 FORMATS = {  # name: where a shard goes, how it is written, which files
-    "webdataset": ("{}.tar", write_tar, tar_files), "captions": ("img/{}", write_folder, caption_files),
-    "imagefolder": ("train/{}", write_folder, imagefolder_files)}
+    "webdataset": ("{}.tar", write_tar, _tar_files), "captions": ("img/{}", write_folder, _caption_files),
+    "imagefolder": ("train/{}", write_folder, _imagefolder_files)}
 
 
-def check_format(name: str):
+def check_format(
+    name: str,  # one of `FORMATS`
+):
+    "Raise `FormulaGanError` for any other."
     if name == "inkml": raise FormulaGanError("InkML holds pen strokes, and the generator writes pixels: choose " + ", ".join(FORMATS))
     if name not in FORMATS: raise FormulaGanError(f"no format {name!r}: choose " + ", ".join(FORMATS))
 
@@ -313,7 +316,7 @@ def write_shard(
     work = Path(tempfile.mkdtemp(dir=out, prefix=f".{name}."))
     try:
         write(work / "shard", files(images, [line for line in lines if "skipped" not in line]))
-        (work / "manifest").write_bytes(b"".join(map(to_json, lines)))
+        (work / "manifest").write_bytes(b"".join(map(_to_json, lines)))
         target, manifest = out / pattern.format(name), out / "manifest" / f"{name}.jsonl"
         for path in (target, manifest): path.parent.mkdir(exist_ok=True)
         if target.is_dir(): shutil.rmtree(target)
