@@ -8,6 +8,7 @@ _MODULES = {
     "ink": "Ink InkError SymbolBank rasterize read_crohme read_inkml stitch write_inkml",
     "sagan": "Discriminator Generator load_generator",
     "task_model": "Recognizer RecognizerConfig load_recognizer",
+    "synthesis": "Reading Synthesis recognize synthesize",
     "evaluation": "Scores evaluate perplexity",
     "experiments": "run_row",
 }

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'read_lines', 'atomic_folder', 'render_styles', 'render_folder', 'write_tsv', 'render_command', 'report',
-           'evaluate_command', 'show_scores', 'test_set_command', 'overrides', 'show_rows', 'train_command',
-           'table1_command', 'run_each', 'table2_command', 'add_command', 'add_render', 'add_evaluate',
+           'read_formulas', 'own_part', 'synthesize_command', 'recognize_command', 'evaluate_command', 'show_scores',
+           'test_set_command', 'overrides', 'show_rows', 'train_command', 'table1_command', 'run_each',
+           'table2_command', 'add_command', 'add_render', 'add_evaluate', 'add_synthesize', 'add_recognize',
            'add_run_options', 'add_train', 'add_table1', 'add_table2', 'build_parser', 'main', 'keyword_translator',
            'keyword_engine']
 
 # %% ../nbs/09b_cli.ipynb #14bbac7b
-import argparse, contextlib, dataclasses, json, shutil, sys, tempfile
+import argparse, contextlib, dataclasses, json, os, shutil, sys, tempfile
 from pathlib import Path
 
 from .core import FormulaGanError
@@ -131,6 +132,74 @@ def report(
     print(f"{done} {what}" + (f", {len(skipped)} skipped" if skipped else ""))
     for where, value, why in skipped[:show]: print(f"skipped {where}: {str(value)[:60]!r}: {why}", file=sys.stderr)
     if len(skipped) > show: print(f"... and {len(skipped) - show} more" + (f", see {listed}" if listed else ""), file=sys.stderr)
+    return 1 if skipped else 0
+
+# %% ../nbs/09b_cli.ipynb #a9000002
+def read_formulas(
+    path: str,  # .csv or .jsonl; anything else, and - for the standard input, is text with one formula a line
+    column: str = "latex",  # of the CSV or JSON lines
+) -> list[str]:  # LaTeX; what a CSV or JSON line lacks comes out empty
+    "A list of formulas; raises `FormulaGanError` for a file that cannot be read or has no such column."
+    import csv
+    lines, kind = read_lines(path), Path(path).suffix.lower()
+    if kind == ".csv":
+        csv.field_size_limit(2**24)
+        try: rows = list(csv.DictReader([line + "\n" for line in lines], strict=True))
+        except csv.Error as error: raise FormulaGanError(f"{path} is not CSV: {error}") from None
+        if rows and column not in rows[0]: raise FormulaGanError(f"{path} has no column {column!r}: name one of {', '.join(map(str, rows[0]))} with --column")
+        return [row[column] or "" for row in rows]
+    if kind != ".jsonl": return lines
+    formulas = []
+    for number, line in enumerate(lines, 1):
+        try: value = json.loads(line)
+        except (ValueError, RecursionError): raise FormulaGanError(f"{path}, line {number} is not JSON") from None
+        if isinstance(value, dict): value = value.get(column, "")
+        formulas.append(value if isinstance(value, str) else "")
+    return formulas
+
+
+def own_part(
+    shard: str,  # "3/16"; empty: by the environment
+) -> tuple[str, str]:  # part, device; empty: chosen by torch
+    "The part that is meant, or under `torchrun` and `accelerate launch` the process's own part and GPU."
+    if shard or "WORLD_SIZE" not in os.environ: return shard or "1/1", ""
+    import torch
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return f"{int(os.environ.get('RANK', 0)) + 1}/{os.environ['WORLD_SIZE']}", device
+
+# %% ../nbs/09b_cli.ipynb #a9000004
+def synthesize_command(
+    arguments: argparse.Namespace,
+) -> int:  # exit code
+    "`formula-gan synthesize`."
+    latexes, (shard, device) = read_formulas(arguments.file, arguments.column), own_part(arguments.shard)
+    if not any(map(str.strip, latexes)): raise FormulaGanError(f"{arguments.file} holds no formula")
+    from formula_gan.synthesis import synthesize
+    made = synthesize(latexes, arguments.out, arguments.generator, arguments.styles, arguments.seed, arguments.format, shard, arguments.recognizer,
+                      arguments.min_score, arguments.exact, arguments.scale, arguments.shard_size, device, arguments.workers, sys.stderr.isatty())
+    if made.skipped and not made.written and not made.dropped:
+        raise FormulaGanError(f"none of the {len(made.skipped)} formulas could be written: {made.skipped[0][2]}")
+    if made.read:
+        print(f"{made.read} images read back, {100 * made.exact / made.read:.1f} % as what was written; dropped: "
+              f"{made.dropped['score']} below the score, {made.dropped['reading']} read as something else")
+    return report(made.written, [(f"line {number + 1}", latex, reason) for number, latex, reason in made.skipped], f"images in {made.out}", made.out / "manifest")
+
+# %% ../nbs/09b_cli.ipynb #a9000006
+def recognize_command(
+    arguments: argparse.Namespace,
+) -> int:  # exit code
+    "`formula-gan recognize`."
+    from tqdm import tqdm
+    from formula_gan.synthesis import recognize
+    from formula_gan.task_model import load_recognizer
+    model, done, skipped = load_recognizer(arguments.recognizer), 0, []
+    for path in tqdm(arguments.images, unit=" images", disable=None if len(arguments.images) > 1 else True):
+        try: reading = recognize(path, model, arguments.beam_size)
+        except FormulaGanError as error: skipped.append((path, "", str(error))); continue
+        done += 1
+        print(json.dumps({"file": path, **dataclasses.asdict(reading)}) if arguments.json else f"{path}\t{reading.score:.4f}\t{reading.latex}")
+    if not done: raise FormulaGanError(skipped[0][2])
+    for path, _, reason in skipped: print(f"skipped {path}: {reason}", file=sys.stderr)
     return 1 if skipped else 0
 
 # %% ../nbs/09b_cli.ipynb #004757f3
@@ -265,6 +334,15 @@ EXAMPLES = {
   formula-gan render '\frac{1}{2} x^2' --out half.png
   formula-gan render --file formulas.txt --out images/ --font mathit --size 40
   formula-gan render --file formulas.txt --out images/ --sample 0""",
+    "synthesize": """
+  formula-gan synthesize formulas.txt handwriting/ --styles 4 --seed 1
+  formula-gan synthesize formulas.csv handwriting/ --column tex --format imagefolder
+  formula-gan synthesize formulas.jsonl handwriting/ --exact --recognizer recognizer.safetensors
+  formula-gan synthesize formulas.txt handwriting/ --shard 3/16
+  formula-gan synthesize - handwriting/ --format captions --scale 3""",
+    "recognize": """
+  formula-gan recognize photo.jpg
+  formula-gan recognize scans/1.png scans/2.png --json > readings.jsonl""",
     "evaluate": """
   formula-gan evaluate predictions.txt truths.txt
   formula-gan evaluate predictions.txt truths.txt --json > scores.json
@@ -329,6 +407,38 @@ def add_evaluate(
     parser.add_argument("--beam", type=int, default=10, help="width of the beam (default 10)")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
 
+# %% ../nbs/09b_cli.ipynb #a9000007
+def add_synthesize(
+    commands,  # from `add_subparsers`
+):
+    "`formula-gan synthesize` and its options."
+    parser = add_command(commands, "synthesize", synthesize_command, "write formulas by hand: a labelled dataset with a manifest")
+    parser.add_argument("file", help="formulas: text with one a line, .csv or .jsonl; - for text on the standard input")
+    parser.add_argument("out", help="folder: a new one, or one to go on with")
+    parser.add_argument("--column", default="latex", help="of a .csv or .jsonl (default latex)")
+    parser.add_argument("--styles", type=int, default=1, help="images of each formula, with their own font, size, spacing and noise (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--format", default="webdataset", help="webdataset (dark ink on white), captions (CoMER's layout, white ink on black) or imagefolder (Hugging Face's, dark on white)")
+    parser.add_argument("--shard", default="", metavar="K/N", help="make part K of N only; under torchrun or accelerate launch each process takes its own")
+    parser.add_argument("--shard-size", type=int, default=1024, help="images of a shard, a multiple of 64 (default 1024)")
+    parser.add_argument("--scale", type=float, default=1.0, help="enlargement of the images (default 1)")
+    parser.add_argument("--min-score", type=float, default=0.0, help="drop images that the recogniser reads with a lower score, 0 to 1")
+    parser.add_argument("--exact", action="store_true", help="drop images that the recogniser reads as something else")
+    parser.add_argument("--generator", default="default", help="a .safetensors file (default: the weights shipped; research use, nothing commercial)")
+    parser.add_argument("--recognizer", help="a .safetensors file, or default: read every image back")
+    parser.add_argument("--workers", type=int, default=1, help="processes that typeset (default 1)")
+
+
+def add_recognize(
+    commands,  # from `add_subparsers`
+):
+    "`formula-gan recognize` and its options."
+    parser = add_command(commands, "recognize", recognize_command, "read images of handwritten formulas: file, score and LaTeX, one a line")
+    parser.add_argument("images", nargs="+", help="PNG, JPEG, BMP, GIF, TIFF, WebP or PPM; dark on light or light on dark")
+    parser.add_argument("--recognizer", default="default", help="a .safetensors file (default: the weights shipped)")
+    parser.add_argument("--beam-size", type=int, default=10, help="1 is quicker (default 10)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
 # %% ../nbs/09b_cli.ipynb #f2088494
 def add_run_options(
     parser: argparse.ArgumentParser,
@@ -383,7 +493,7 @@ def build_parser() -> argparse.ArgumentParser:
                                      epilog="exit codes: 0 all done, 1 done with some inputs skipped and listed, 2 nothing done")
     parser.add_argument("--version", action="version", version=f"formula-gan {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_render, add_evaluate, add_train, add_table1, add_table2): add(commands)
+    for add in (add_render, add_synthesize, add_recognize, add_evaluate, add_train, add_table1, add_table2): add(commands)
     return parser
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE1', 'PAPER_TABLE2', 'TABLE2_CONTROLS', 'edit_distances', 'Scores', 'evaluate', 'exprate_interval',
-           'Comparison', 'compare', 'perplexity', 'NGramModel', 'table1', 'table2']
+           'Comparison', 'compare', 'perplexity', 'NGramModel', 'image_features', 'KernelDistance', 'kernel_distance',
+           'table1', 'table2']
 
 # %% ../nbs/09_evaluation.ipynb #dc1fa280
 import math
@@ -207,6 +208,59 @@ class NGramModel:
         if self.levels is None: raise FormulaGanError("this n-gram model has counted nothing yet: call fit first")
         ids = self._encode(tokens)
         return -np.log([self._probability(ids[max(0, i - self.order + 1):i], ids[i]) for i in range(1, len(ids))])
+
+# %% ../nbs/09_evaluation.ipynb #a9100002
+def image_features(
+    model,  # Recognizer, whose encoder is the network
+    images,  # data.ImageSet
+    profile,  # Profile of the images: sets the margin
+    device: str = "cpu",
+) -> np.ndarray:  # float64 (images, channels), in the set's order
+    "The encoder's coarse map of each image in black and white, averaged over the image's cells."
+    import torch
+    from formula_gan.data import ImageSet, ordered_batches
+    binary = ImageSet([np.where(np.asarray(image) < 128, 0, 255).astype("uint8") for image in images], images.tokens, images.domain)
+    features: list = [None] * len(images)
+    model.eval()
+    with torch.no_grad():
+        for numbers, batch in ordered_batches(binary, model.vocab, profile):
+            batch = batch.to(device, torch.channels_last)
+            rows, cells = model.encoder(batch.x, batch.mask)[0]
+            maps = cells.maps(rows.double())  # zeros beyond the image
+            means = maps.sum((2, 3)) / (cells.mask > 0).sum((2, 3)).clamp(min=1)
+            for n, mean in zip(numbers, means.cpu().numpy()): features[n] = mean
+    return np.array(features)
+
+# %% ../nbs/09_evaluation.ipynb #a9100003
+@dataclass(frozen=True)
+class KernelDistance:
+    "How far apart two sets of features are."
+    value: float  # unbiased: about 0 for two sets of one kind, then at times below
+    low: float  # 95 % interval over draws of images
+    high: float
+
+
+def kernel_distance(
+    first: np.ndarray,  # (m, channels)
+    second: np.ndarray,  # (n, channels)
+    resamples: int = 500,  # of the bootstrap
+    seed: int = 0,
+) -> KernelDistance:
+    "KID of two sets of features. In the bootstrap an image that is drawn twice is not compared with itself, which would count as a likeness."
+    if min(len(first), len(second)) < 2 or first.shape[1:] != second.shape[1:]:
+        raise FormulaGanError(f"features of shape {first.shape} and {second.shape}: give at least two images on each side, and one network")
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
+    rng, sizes = np.random.default_rng(seed), (len(first), len(second))
+    draws = [np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), resamples)]) for n in sizes]  # the first row is the sets themselves
+
+    def alike(k, weights):  # mean of the kernel over pairs of different images, by how often both were drawn
+        np.fill_diagonal(k, 0)
+        pairs = weights.sum(1) ** 2 - (weights**2).sum(1)  # 0 where one image was drawn every time
+        return ((weights @ k) * weights).sum(1) / np.maximum(pairs, 1)
+
+    across = ((draws[0] @ kernel(first, second)) * draws[1]).sum(1) / (sizes[0] * sizes[1])
+    values = alike(kernel(first, first), draws[0]) + alike(kernel(second, second), draws[1]) - 2 * across
+    return KernelDistance(float(values[0]), *map(float, np.percentile(values[1:], [2.5, 97.5])))
 
 # %% ../nbs/09_evaluation.ipynb #02a11882
 PAPER_TABLE1 = {  # row: what it is, perplexity after 100,000, 200,000 and 300,000 iterations of the GAN

@@ -9,7 +9,7 @@ __all__ = ['ROWS', 'CONTROLS', 'IMAGE_FIELDS', 'SETS', 'GAN_SETS', 'RECOGNITION_
            'read_images', 'make_recognizer', 'make_reader', 'content_formulas', 'RowResult', 'results_table',
            'sheet_of', 'score_set', 'language_row', 'run_row', 'RecognitionRow', 'choose_recognition_row', 'ink_spec',
            'make_ink', 'training_sets', 'RecognitionResult', 'test_readings', 'run_recognition_row', 'score_columns',
-           'validation_curve', 'attention_sheet', 'trained_profile', 'TestScores', 'score_test_set']
+           'validation_curve', 'attention_sheet', 'TestScores', 'score_test_set']
 
 # %% ../nbs/09a_experiments.ipynb #0b7f79ca
 import dataclasses, hashlib, time
@@ -26,7 +26,7 @@ from .data import (HANDWRITTEN, ImageSet, Stream, collate, ink_images, load_corp
                               read_test_set, resize_set)
 from .evaluation import PAPER_TABLE2, TABLE2_CONTROLS, NGramModel, evaluate, exprate_interval, perplexity
 from .sagan import load_generator
-from .synthesis import handwrite
+from .synthesis import handwrite, trained_profile, read_back
 from .task_model import RecognizerConfig, load_recognizer
 from .tokenizer import Vocab
 from .trainer import RECIPES, WIDEST, GanTask, Recipe, RecognizerTask, Trainer, gan_settings, large_recognizer
@@ -287,7 +287,6 @@ def image_losses(
     return losses
 
 
-@torch.no_grad()
 def read_images(
     model,  # Recognizer
     images: ImageSet,
@@ -296,14 +295,7 @@ def read_images(
     device: str = "cpu",
 ) -> list[str]:  # normal forms, in the set's order
     "What a recogniser reads in every image of a set."
-    model.eval()
-    readings: list = [""] * len(images)
-    for numbers, batch in ordered_batches(images, model.vocab, profile):
-        batch = batch.to(device, torch.channels_last)
-        with mixed_precision(profile, device):
-            decoded = model.decode(batch.x, batch.mask, beam_size=beam_size)
-        for n, (tokens, _) in zip(numbers, decoded): readings[n] = " ".join(tokens)
-    return readings
+    return [" ".join(tokens) for tokens, _ in read_back(model, images, profile, beam_size, device)]
 
 # %% ../nbs/09a_experiments.ipynb #14cb1a55
 def make_recognizer(
@@ -660,14 +652,6 @@ def attention_sheet(
     return tile(cells, 1 + tokens, titles)
 
 # %% ../nbs/09a_experiments.ipynb #e9469436
-def trained_profile(
-    model,  # Recognizer; `facts` of its file
-) -> Profile:
-    "The profile whose sizes a model knows; `laptop` where its file says nothing."
-    sizes = {name: model.facts[name] for name in ("height", "symbol_height", "sizing") if name in model.facts}
-    return get_profile(model.facts.get("profile", "laptop"), **sizes)
-
-
 @dataclass
 class TestScores:
     "What `score_test_set` brings."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LARGEST_COORDINATE', 'LARGEST_FILE', 'CROHME_FOLDERS', 'CROHME_ORIGIN', 'DOT', 'LARGEST_SIDE', 'LARGEST_AREA',
            'WORDS', 'UNITS_PER_EM', 'InkError', 'Symbol', 'Ink', 'parse_trace', 'read_inkml', 'write_inkml',
-           'read_crohme', 'writer_key', 'stroke_symbol_height', 'rasterize', 'rasterize_many', 'symbol_label',
-           'SymbolBank', 'stitch', 'distort', 'demo_bank', 'demo_inks']
+           'read_crohme', 'writer_key', 'upright_height', 'stroke_symbol_height', 'rasterize', 'rasterize_many',
+           'symbol_label', 'SymbolBank', 'stitch', 'distort', 'demo_bank', 'demo_inks']
 
 # %% ../nbs/03_ink.ipynb #24855760
 import re, zipfile, zlib
@@ -243,7 +243,9 @@ def _touching(strokes, boxes: np.ndarray, size: float):
 DOT = 0.15  # of the tall boxes: what is smaller is a dot
 
 
-def _upright_height(boxes: np.ndarray) -> float:
+def upright_height(
+    boxes: np.ndarray,  # (n, 4): x, y, width, height of strokes or of parts of an image, in any unit
+) -> float:  # in that unit
     "Median symbol height where bars and dots have no vote at all: in `= \\cdots` they would be the majority."
     side = boxes[:, 2:].max(1)
     upright = (boxes[:, 3] >= 0.4 * boxes[:, 2]) & (side > 1e-3 * side.max())
@@ -258,10 +260,10 @@ def stroke_symbol_height(
     "The median symbol height, estimated from the strokes alone: the median over boxes of touching strokes."
     boxes = _boxes(ink.strokes)
     group = np.arange(len(boxes))
-    for i, j in _touching(ink.strokes, boxes, _upright_height(boxes)): group[group == group[i]] = group[j]
+    for i, j in _touching(ink.strokes, boxes, upright_height(boxes)): group[group == group[i]] = group[j]
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     parts = [group == g for g in np.unique(group)]
-    return _upright_height(np.array([[*low[part].min(0), *(high[part].max(0) - low[part].min(0))] for part in parts]))
+    return upright_height(np.array([[*low[part].min(0), *(high[part].max(0) - low[part].min(0))] for part in parts]))
 
 # %% ../nbs/03_ink.ipynb #aa5b75e7
 LARGEST_SIDE, LARGEST_AREA = 16_384, 2**24  # px

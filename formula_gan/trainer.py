@@ -237,7 +237,7 @@ class GanTask:
                 z = torch.randn(len(source.x), average.z_dim, generator=draw).to(self.device)
                 yield source.x, z, target_class(source.domain, self.target, draw), source.mask
         with mixed_precision(self.profile, self.device): standing_statistics(average, batches())
-        save_generator(average, path, **size_facts(self.profile), **facts)
+        save_generator(average, path, **(size_facts(self.profile) | facts))
 
 # %% ../nbs/07_trainer.ipynb #296fe062
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class RecognizerTask:
 
     def export(self, path: Path, **facts):
         "The recogniser as safetensors."
-        save_recognizer(self.model, path, **size_facts(self.profile), **facts)
+        save_recognizer(self.model, path, **(size_facts(self.profile) | facts))
 
 # %% ../nbs/07_trainer.ipynb #fa365650
 class Trainer:

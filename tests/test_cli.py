@@ -85,6 +85,40 @@ def test_render_nothing_leaves_nothing(command, tmp_path):
     assert not (tmp_path / "images").exists() and not list(tmp_path.glob(".images*"))
 
 
+@pytest.fixture
+def weights(tmp_path):
+    import torch
+    from formula_gan.sagan import Generator, save_generator
+    torch.manual_seed(0)
+    save_generator(Generator(8), tmp_path / "g.safetensors", profile="demo")
+    return str(tmp_path / "g.safetensors")
+
+
+def test_synthesize(weights, tmp_path, capsys):
+    (tmp_path / "f.txt").write_text("x^2\n\\frac{1}{\ny_1\n")
+    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--styles", "2"]
+    assert cli.main(words) == 1
+    shown = capsys.readouterr()
+    assert "4 images" in shown.out and "1 skipped" in shown.out and "skipped line 2" in shown.err
+    assert (tmp_path / "out" / "shard-00000.tar").exists()
+    assert cli.main(words) == 1 and "4 images" in capsys.readouterr().out  # all there already
+    assert cli.main([*words, "--seed", "1"]) == 2 and "seed = 0, not 1" in capsys.readouterr().err
+    (tmp_path / "bad.csv").write_text("latex,id\n{,1\n")
+    assert cli.main(["synthesize", str(tmp_path / "bad.csv"), str(tmp_path / "none"), "--generator", weights]) == 2
+    assert "none of the 1 formulas" in capsys.readouterr().err
+    for rest, word in ((["--format", "inkml"], "InkML"), (["--shard", "4/3"], "3/16"), (["--column", "tex"], "column"), (["--exact", "--recognizer", "no.safetensors"], "no.safetensors")):
+        assert cli.main(["synthesize", str(tmp_path / "bad.csv"), str(tmp_path / "new"), "--generator", weights, *rest]) == 2
+        assert word in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_own_part(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    assert cli.own_part("")[0] == "3/4" and cli.own_part("1/2") == ("1/2", "")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert cli.own_part("") == ("1/1", "")
+
+
 def test_evaluate(command, tmp_path):
     (tmp_path / "truths.txt").write_text("x + y\na ^ { 2 }\nb\n")
     (tmp_path / "predictions.txt").write_text("x + y\na ^ { 3 }\n\n")

@@ -221,3 +221,29 @@ def test_tables_show_ours_beside_the_papers():
 def test_no_torch_is_imported(root):
     code = "import sys, formula_gan.evaluation as e; e.evaluate(['a'], ['a']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_realism_tells_print_from_ink():
+    "Features depend neither on grey levels nor on the batch; sets of one kind are nearer than sets of two."
+    import torch
+    from formula_gan.core import get_profile
+    from formula_gan.data import ImageSet
+    from formula_gan.evaluation import image_features, kernel_distance
+    from formula_gan.task_model import Recognizer, RecognizerConfig
+    from formula_gan.tokenizer import Vocab
+    torch.manual_seed(0)
+    profile, model = get_profile("demo"), Recognizer(Vocab(["x"]), RecognizerConfig(layers=1, growth=4, stride=8))
+    rng = np.random.default_rng(0)
+    def lines(count, thick):
+        images = []
+        for _ in range(count):
+            image = np.zeros(rng.integers(12, 30, 2), "uint8")
+            for x in rng.integers(0, image.shape[1], 3): image[:, x:x + thick] = 255
+            images.append(image)
+        return ImageSet(images, ["x"] * count, 1)
+    thin, thin2, thick = lines(60, 1), lines(60, 1), lines(60, 4)
+    a, b, c = (image_features(model, s, profile) for s in (thin, thin2, thick))
+    gray = ImageSet([np.uint8(image * 0.7) for image in thin], thin.tokens, 1)
+    assert np.allclose(a, image_features(model, gray, profile)) and np.allclose(a[:5], image_features(model, thin.subset(range(5)), profile), atol=1e-5)
+    assert kernel_distance(a, b).value < kernel_distance(a, c).low
+    with pytest.raises(FormulaGanError, match="two images"): kernel_distance(a[:1], b)

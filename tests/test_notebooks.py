@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LIBRARY = [p for p in NOTEBOOKS if p.name.startswith("0")]
 EXPERIMENTS = [p for p in NOTEBOOKS if p.name.startswith("1")]
+GUIDES = [p for p in NOTEBOOKS if p.name.startswith("2")]
 MODULES = sorted(p for p in (ROOT / "formula_gan").glob("*.py") if not p.name.startswith("_"))
 ids = lambda path: path.stem
 
@@ -35,7 +36,7 @@ def imported(path):
         if isinstance(node, ast.ImportFrom): yield "." * node.level + (node.module or "")
 
 
-@pytest.mark.parametrize("path", [*LIBRARY, ROOT / "nbs" / "index.ipynb"], ids=ids)
+@pytest.mark.parametrize("path", [*LIBRARY, *GUIDES, ROOT / "nbs" / "index.ipynb"], ids=ids)
 def test_runs_without_data(path, clean_environment, tmp_path):
     "In a process of its own; its limit is processor time, which other work on the machine does not stretch."
     environment = {**clean_environment, "FORMULA_GAN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
@@ -86,9 +87,9 @@ def test_outputs(path):
     assert not any(o.output_type == "error" for c in code(path) for o in c.outputs)
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=ids)
+@pytest.mark.parametrize("path", [*LIBRARY, *GUIDES], ids=ids)
 def test_library_notebooks_show_something(path):
-    assert any(c.outputs for c in code(path)), "0x notebooks are committed with their outputs"
+    assert any(c.outputs for c in code(path)), "0x and 2x notebooks are committed with their outputs"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)

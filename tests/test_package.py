@@ -93,6 +93,6 @@ def test_public_names():
     for name in fg.__all__: assert getattr(fg, name).__name__ == name
     assert set(fg.__all__) <= set(dir(fg))
     wanted = """tokenize normalize Vocab render read_inkml rasterize load_generator load_recognizer evaluate Generator Discriminator Recognizer
-                TokenizeError RenderError InkError Scores""".split()
+                TokenizeError RenderError InkError Scores synthesize recognize""".split()
     assert set(wanted) <= set(fg.__all__)
     with pytest.raises(AttributeError, match="no_such_name"): fg.no_such_name

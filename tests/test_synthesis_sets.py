@@ -1,0 +1,251 @@
+"""`synthesize`: every format read back by a reader of its own, the same bytes whatever the sharding, and after a kill."""
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from formula_gan import synthesis
+from formula_gan.core import FormulaGanError
+from formula_gan.sagan import Generator
+from formula_gan.synthesis import plan_item, read_manifest, synthesize
+from formula_gan.task_model import Hypothesis, Recognizer, RecognizerConfig, save_recognizer
+from formula_gan.tokenizer import Vocab, normalize
+
+FORMULAS = [rf"x_{{{i}}} + \alpha" for i in range(33)]
+BROKEN = ["x^2", r"\frac{1}{", "", r"\alpha + 1", "x\x00", 7]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    generator = Generator(8)
+    generator.facts = {"profile": "demo", "licence": "none"}
+    return generator
+
+
+@pytest.fixture(scope="module")
+def whole(generator, tmp_path_factory):
+    "33 formulas in 4 styles: 132 images in 3 shards."
+    out = tmp_path_factory.mktemp("sets") / "whole"
+    made = synthesize(FORMULAS, out, generator, 4, shard_size=64, device="cpu", progress=False)
+    assert (made.written, made.shards, made.found, made.skipped) == (132, 3, 0, [])
+    return out
+
+
+def contents(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def make(generator, out, **options):
+    return synthesize(FORMULAS, out, generator, 4, device="cpu", progress=False, **{"shard_size": 64, **options})
+
+
+def read_tar(content):
+    "WebDataset's description: members of one name before the first full stop are a sample."
+    samples = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        for member in archive.getmembers():
+            key, _, kind = member.name.partition(".")
+            samples.setdefault(key, {})[kind] = archive.extractfile(member).read()
+    return samples
+
+
+def test_webdataset(whole):
+    samples = {k: s for p in sorted(whole.glob("shard-*.tar")) for k, s in read_tar(p.read_bytes()).items()}
+    lines = list(read_manifest(whole))
+    assert len(samples) == 132 and [line["key"] for line in lines] == list(samples)
+    for line in lines:
+        sample = samples[line["key"]]
+        assert set(sample) == {"png", "json"} and json.loads(sample["json"]) == line
+        assert line["tokens"] == normalize(line["latex"]) and line["latex"] == FORMULAS[line["number"]]
+    image = Image.open(io.BytesIO(samples["00000000-00"]["png"]))
+    assert image.mode == "L" and np.asarray(image)[0].min() == 255  # ink is dark, the border white
+
+
+def test_a_manifest_line_makes_the_image_again(whole, generator):
+    line = list(read_manifest(whole))[70]
+    item = plan_item(FORMULAS, 70, 4, 0)
+    assert (item.number, item.style, item.font, item.spacing, item.item_seed) == tuple(line[k] for k in ("number", "style", "font", "spacing", "item_seed"))
+    assert line["weights"] == synthesis.weights_digest(generator) and line["seed"] == 0
+
+
+def test_styles_differ_and_depend_on_formula_and_style_only():
+    items = [plan_item(FORMULAS, i, 50, 0) for i in range(50)]
+    assert len({i.font for i in items}) >= 5 and len({i.item_seed for i in items}) == 50
+    assert items[3] == plan_item(FORMULAS[:1], 3, 4, 0) != plan_item(FORMULAS, 3, 4, 1)
+
+
+def test_parts_make_the_same_bytes(whole, generator, tmp_path):
+    for part in ("2/2", "1/2"): make(generator, tmp_path / "parts", shard=part)
+    assert contents(tmp_path / "parts") == contents(whole)
+
+
+def test_shard_size_does_not_change_an_image(whole, generator, tmp_path):
+    make(generator, tmp_path / "large", shard_size=128, shard="1/2")
+    large = read_tar((tmp_path / "large" / "shard-00000.tar").read_bytes())
+    small = {k: s for n in (0, 1) for k, s in read_tar((whole / f"shard-0000{n}.tar").read_bytes()).items()}
+    assert {k: s["png"] for k, s in large.items()} == {k: s["png"] for k, s in small.items()}
+
+
+def test_finished_shards_are_not_made_again(whole, generator, monkeypatch):
+    monkeypatch.setattr(synthesis, "make_shard", lambda *a, **k: pytest.fail("made again"))
+    made = make(generator, whole)
+    assert (made.written, made.shards, made.found) == (132, 0, 3)
+
+
+def test_broken_formulas_are_skipped_and_listed(generator, tmp_path):
+    made = synthesize(BROKEN, tmp_path / "out", generator, 2, device="cpu", progress=False)
+    assert made.written == 4 and [number for number, _, _ in made.skipped] == [1, 2, 4, 5]
+    assert all(reason for _, _, reason in made.skipped)
+    assert sum("skipped" in line for line in read_manifest(tmp_path / "out")) == 8
+
+
+def test_captions_as_comer_reads_them(generator, tmp_path):
+    synthesize(BROKEN, tmp_path / "out", generator, 1, format="captions", device="cpu", progress=False)
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path in (tmp_path / "out").rglob("*"): archive.write(path, f"data/train/{path.relative_to(tmp_path / 'out')}")
+    with zipfile.ZipFile(tmp_path / "data.zip") as archive:
+        rows = [line.decode().strip().split() for line in archive.open("data/train/caption.txt")]
+        assert [row[1:] for row in rows] == [normalize(BROKEN[0]).split(), normalize(BROKEN[3]).split()]
+        for name, *_ in rows:
+            image = Image.open(archive.open(f"data/train/img/{name}.bmp")).copy()
+            assert image.mode == "L" and set(np.unique(np.asarray(image))) <= {0, 255} and np.asarray(image)[0].max() == 0
+
+
+def test_imagefolder(generator, tmp_path):
+    synthesize(BROKEN, tmp_path / "out", generator, 1, format="imagefolder", device="cpu", progress=False)
+    folder = tmp_path / "out" / "train" / "shard-00000"
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in lines] == [normalize(BROKEN[0]), normalize(BROKEN[3])]
+    assert {line["file_name"] for line in lines} == {p.name for p in folder.glob("*.png")}
+    if importlib.util.find_spec("datasets"):
+        from datasets import load_dataset
+        rows = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+        assert [row["tokens"] for row in rows] == [line["tokens"] for line in lines] and rows[0]["image"].mode == "L"
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("webdataset"), reason="webdataset is not installed")
+def test_webdataset_library(whole):
+    import webdataset
+    shards = [str(p) for p in sorted(whole.glob("shard-*.tar"))]
+    rows = list(webdataset.WebDataset(shards, shardshuffle=False).decode("l8").to_tuple("png", "json"))
+    assert len(rows) == 132 and rows[0][1]["latex"] == FORMULAS[0] and rows[0][0].ndim == 2
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(format="inkml"), "pen strokes"), (dict(format="zip"), "webdataset"), (dict(shard="0/2"), "3/16"), (dict(shard="3/2"), "3/16"),
+    (dict(styles=0), "styles"), (dict(shard_size=100), "multiple of 64"), (dict(min_score=2), "min_score"), (dict(scale=0), "scale"),
+    (dict(generator="no.safetensors"), "no.safetensors")])
+def test_impossible_arguments(generator, tmp_path, options, message):
+    with pytest.raises(FormulaGanError, match=message): synthesize(["x"], tmp_path / "out", **{"generator": generator, "progress": False, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_sets_do_not_mix(whole, generator, tmp_path):
+    for options in (dict(seed=1), dict(format="captions"), dict(shard_size=128)):
+        with pytest.raises(FormulaGanError, match=next(iter(options))): make(generator, whole, **options)
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(FormulaGanError, match="other files"): make(generator, tmp_path)
+    with pytest.raises(FormulaGanError, match="list of formulas"): synthesize("x^2", tmp_path / "out", generator)
+    with pytest.raises(FormulaGanError, match="no formulas"): synthesize([], tmp_path / "out", generator)
+
+
+def test_a_full_disk_keeps_what_is_whole(whole, generator, tmp_path, monkeypatch):
+    write = tarfile.TarFile.addfile
+    def full(self, entry, content):
+        if entry.name.startswith("00000020"): raise OSError(28, "No space left on device")
+        return write(self, entry, content)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(FormulaGanError, match="No space left"): make(generator, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir() if "shard" in p.name] == ["shard-00000.tar"]
+    monkeypatch.undo()
+    assert make(generator, tmp_path / "out").found == 1 and contents(tmp_path / "out") == contents(whole)
+
+
+def test_the_filter_drops_and_counts(generator, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_recognizer(Recognizer(Vocab.crohme(), RecognizerConfig(layers=1, growth=4, hidden=16, embedding=16)), tmp_path / "r.safetensors", profile="demo")
+    def read(model, images, profile, beam_size, device):
+        "Every second image rightly, the last of four without confidence."
+        return [Hypothesis(t.split() if i % 2 == 0 else ["?"], -3.0 if i % 4 == 3 else -0.1) for i, t in enumerate(images.tokens)]
+    monkeypatch.setattr(synthesis, "read_back", read)
+    options = dict(recognizer=tmp_path / "r.safetensors", device="cpu", progress=False)
+    counted = synthesize(FORMULAS[:8], tmp_path / "all", generator, **options)
+    assert (counted.written, counted.read, counted.exact, sum(counted.dropped.values())) == (8, 8, 4, 0)
+    kept = synthesize(FORMULAS[:8], tmp_path / "kept", generator, min_score=0.5, exact=True, **options)
+    assert (kept.written, kept.dropped, kept.skipped) == (4, {"score": 2, "reading": 2}, [])
+    lines = list(read_manifest(tmp_path / "kept"))
+    assert [line.get("skipped") for line in lines] == [None, "reading", None, "score"] * 2
+    assert lines[1]["reading"] == "?" and lines[0]["score"] == pytest.approx(np.exp(-0.1), abs=1e-3) and "file" not in lines[1]
+    assert len(read_tar((tmp_path / "kept" / "shard-00000.tar").read_bytes())) == 4
+
+
+def test_a_wide_formula_is_written_as_a_whole(tmp_path, monkeypatch):
+    "Every part of a wide image carries the ink of its part of the print; one that would be too large is listed."
+    assert synthesis.LARGEST_AREA == 640_000
+    monkeypatch.setattr(synthesis, "LARGEST_AREA", 80_000)
+    made = synthesize([" + ".join(["x ^ { 2 }"] * n) for n in (24, 100)], tmp_path / "out", device="cpu", progress=False)
+    assert made.written == 1 and "more than 80,000" in made.skipped[0][2]
+    line, = (line for line in read_manifest(tmp_path / "out") if "skipped" not in line)
+    content = read_tar((tmp_path / "out" / "shard-00000.tar").read_bytes())[line["key"]]["png"]
+    ink = 255 - np.asarray(Image.open(io.BytesIO(content))).astype(float)
+    shares = [part.mean() for part in np.array_split(ink, 12, axis=1)]
+    assert ink.shape[1] > 700 and min(shares) > 0.5 * max(shares) > 5
+
+
+KILL = r'''
+import os, random, signal, sys, tarfile, time
+import torch
+from formula_gan.sagan import Generator
+from formula_gan.synthesis import synthesize
+torch.set_num_threads(1)
+out, times = sys.argv[1], int(sys.argv[2])
+
+def dies(function, step, count=[0]):
+    def call(*arguments, **options):
+        count[0] += 1
+        if count[0] == step: os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+def run(step):
+    "Die at the step-th change of the disk; 135 is between a shard's renaming and its manifest's."
+    os.replace, os.mkdir, tarfile.TarFile.addfile = (dies(f, step) for f in (os.replace, os.mkdir, tarfile.TarFile.addfile))
+    torch.manual_seed(0)
+    generator = Generator(8)
+    generator.facts = {"profile": "demo", "licence": "none"}
+    synthesize([rf"x_{{{i}}} + \alpha" for i in range(33)], out, generator, 4, shard_size=64, device="cpu", progress=False)
+
+killed = 0
+for number in range(times + 1):
+    draw = random.Random(number)
+    step = (70, 135, draw.randint(1, 136))[min(number, 2)] if number < times else 0
+    child = os.fork()
+    if not child:
+        run(0 if number > 2 and number % 2 else step)
+        os._exit(0)
+    if 2 < number < times and number % 2:  # at any moment instead
+        time.sleep(draw.uniform(0.05, 3))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    killed += status == signal.SIGKILL
+assert status == 0 and killed >= min(times, 2), (status, killed)
+'''
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(whole, tmp_path, clean_environment, times):
+    "Each run goes on where the killed one stopped; the last one ends with the bytes of an undisturbed run, and nothing else in the folder."
+    environment = {**clean_environment, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", KILL, tmp_path / "out", str(times)], env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert contents(tmp_path / "out") == contents(whole)
