@@ -373,22 +373,24 @@ WORKING_AREA = 2**21  # px; larger ones are reduced first
 
 
 def open_image(
-    path: str | Path,
+    file,  # path, or an open file
+    name: str = "",  # for messages; empty: the path
 ) -> Image.Image:
     "The first picture of an image file; raises `FormulaGanError` where there is none, or one of more than 64 Mpx."
+    name = name or str(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about sizes that are refused below and metadata that nobody reads
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                check_size(image.size, path)
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                check_size(image.size, name)
                 image.draft("L", (2048, 2048))  # a large JPEG is decoded at a fraction of its size
                 image.load()
                 return ImageOps.exif_transpose(image)
     except FormulaGanError: raise
-    except Image.DecompressionBombError: raise FormulaGanError(f"{path} has more than {LARGEST_IMAGE >> 20} Mpx: reduce it first") from None
-    except FileNotFoundError: raise FormulaGanError(f"{path}: no such file") from None
+    except Image.DecompressionBombError: raise FormulaGanError(f"{name} has more than {LARGEST_IMAGE >> 20} Mpx: reduce it first") from None
+    except FileNotFoundError: raise FormulaGanError(f"{name}: no such file") from None
     except Exception as error:  # Pillow's decoders raise nearly anything
-        raise FormulaGanError(f"{path} is not a whole image ({' '.join(str(error).split())[:80] or type(error).__name__}): give a PNG, JPEG, BMP, GIF, TIFF, WebP or PPM file") from None
+        raise FormulaGanError(f"{name} is not a whole image ({' '.join(str(error).split())[:80] or type(error).__name__}): give a PNG, JPEG, BMP, GIF, TIFF, WebP or PPM file") from None
 
 
 def check_size(
@@ -562,10 +564,13 @@ def prepare_image(
     ink, symbol = drop_specks(find_ink(to_gray(image)))
     pen, width = max(1.5, 0.1 * profile.symbol_height), pen_width(ink)
     if profile.sizing == "height": scale = (profile.height - 2) / ink.shape[0]
-    else: scale = (profile.symbol_height - pen) / max(symbol - width, 1)
-    if 0.8 < scale < 1.25: scale = 1  # it is of that size already: drawing it again would only blur it
+    else:
+        scale = (profile.symbol_height - pen) / max(symbol - width, 1)
+        if 0.8 < scale < 1.25: scale = 1  # it is of that size already: drawing it again would only blur it
     scale = min(scale, 8, (600_000 / ink.size) ** 0.5)
     picture = thicken(ink, max(0.0, (pen / scale - width) / 2) if scale < 1 else 0.0)
+    scale = min(scale, (600_000 / (picture.width * picture.height)) ** 0.5)  # the broader pen included, here and below
+    if profile.sizing == "height": scale = min(scale, (profile.height - 2) / picture.height)
     size = [max(1, round(side * scale)) for side in picture.size]
     small = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype="float32")
     small = np.minimum(255, small * (255 / max(np.percentile(small[small > 64], 90), 64))) if (small > 64).any() else small
@@ -631,6 +636,7 @@ def scale_image(
     scale: float,
 ) -> np.ndarray:  # uint8 (h', w'), 1 px a side at least
     "Resized, with antialiasing where it becomes smaller."
+    if scale == 1: return image
     size = [max(1, round(side * scale)) for side in image.shape[::-1]]
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC))
 
@@ -778,14 +784,6 @@ def _members(path: Path) -> dict:  # name -> function that reads its bytes
     return {e.filename: lambda e=e: archive.read(e) for e in sorted(archive.infolist(), key=lambda e: e.filename) if not e.is_dir()}
 
 
-def _open_picture(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height <= 2**26: image.load(); return image
-    except Exception as error: raise FormulaGanError(f"it is no readable image ({type(error).__name__})") from None
-    raise FormulaGanError(f"it has {image.width} x {image.height} px, more than 64 million")
-
-
 def _captions(name: str, data: bytes) -> dict:  # stem of a file -> LaTeX
     "Two columns, or a header that names a column `latex` and one of `file`, `id`, `image`."
     try: lines = [line.split("\t") for line in data.decode("utf-8-sig").splitlines() if line.strip()]
@@ -842,7 +840,7 @@ def read_test_set(
         try:
             data = members[name]()
             if len(data) > LARGEST_FILE: raise FormulaGanError(f"it has more than {LARGEST_FILE >> 20} MB")
-            source = read_inkml(data, stem) if name.lower().endswith(".inkml") else _open_picture(data)
+            source = read_inkml(data, stem) if name.lower().endswith(".inkml") else open_image(io.BytesIO(data), "it")
             truth = getattr(source, "latex", "") if truth is None else truth
         except (FormulaGanError, OSError, zipfile.BadZipFile, RuntimeError) as error: source = FormulaGanError(str(error))
         truth = (truth or "").strip().strip("$").strip()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'LARGEST_AREA', 'BLOCK', 'FORMATS', 'noise', 'handwrite', 'trim', 'trained_profile', 'weights_digest', 'Item',
-           'plan_item', 'print_item', 'print_items', 'write_items', 'read_back', 'resized', 'Reading', 'recognize',
-           'encode_image', 'write_tar', 'write_folder', 'check_format', 'write_shard', 'read_manifest', 'claim_folder',
+           'plan_item', 'print_item', 'print_items', 'write_items', 'read_back', 'Reading', 'recognize', 'encode_image',
+           'write_tar', 'write_folder', 'check_format', 'write_shard', 'read_manifest', 'claim_folder',
            'write_captions', 'Filter', 'Synthesis', 'parse_shard', 'make_shard', 'check_options', 'set_settings',
            'make_shards', 'synthesize']
 
@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .core import FormulaGanError, Profile, atomic_path, derive_seed, get_profile, mixed_precision, pick_device
-from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, prepare_image, print_bold
+from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, prepare_image, print_bold, scale_image
 from .rendering import FONTS, typeset_many
 from .sagan import Generator, load_generator
 from .task_model import Hypothesis, Recognizer, load_recognizer
@@ -205,16 +205,6 @@ def read_back(
         for n, hypothesis in zip(numbers, decoded): readings[n] = hypothesis
     return readings
 
-
-def resized(
-    image: np.ndarray,  # uint8 (h, w)
-    scale: float,
-) -> np.ndarray:  # uint8
-    "An image at another size, averaged over area."
-    if scale == 1: return image
-    size = [max(1, round(side * scale)) for side in image.shape[::-1]]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC))
-
 # %% ../nbs/08_synthesis.ipynb #a8000042
 @dataclass(frozen=True)
 class Reading:
@@ -378,7 +368,7 @@ class Filter:
         own = trained_profile(self.model)
         scale = own.symbol_height / profile.symbol_height
         fields = []
-        same = ImageSet([resized(image, scale) for image in images], images.tokens, images.domain)
+        same = ImageSet([scale_image(image, scale) for image in images], images.tokens, images.domain)
         for truth, (tokens, score) in zip(images.tokens, read_back(self.model, same, own, 1, device)):
             reading, score = " ".join(tokens), round(float(np.exp(score)), 4)
             why = "score" if score < self.min_score else "reading" if self.exact and reading != truth else ""
@@ -434,7 +424,7 @@ def make_shard(
     kept, folder = [], FORMATS[settings["format"]][0].format(name)
     suffix = "bmp" if settings["format"] == "captions" else "png"
     for n, (i, fields) in enumerate(zip(places, filter.read(images, profile, device))):
-        item, image = items[i], resized(images[n], settings["scale"])
+        item, image = items[i], scale_image(images[n], settings["scale"])
         file = {} if "skipped" in fields else {"file": f"{folder}/{item.name}.{suffix}"}
         lines[i] = {"key": item.name, **file, "number": item.number, "style": item.style, "latex": item.latex,
                     "tokens": images.tokens[n], "font": item.font, "size": round(item.size * profile.symbol_height, 2), "spacing": item.spacing,
