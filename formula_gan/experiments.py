@@ -24,7 +24,7 @@ from .core import (SIZINGS, TABLE2_COLUMNS, TABLE2_KEY, FormulaGanError, Profile
                               get_profile, mixed_precision, pick_device, provenance, stage_facts, stage_folder, tile, write_row)
 from .data import (HANDWRITTEN, ImageSet, Stream, collate, ink_images, load_corpus, ordered_batches, pad_margin, print_images,
                               read_test_set, resize_set)
-from .evaluation import PAPER_TABLE2, TABLE2_CONTROLS, NGramModel, evaluate, exprate_interval, perplexity
+from .evaluation import PAPER_TABLE2, TABLE2_CONTROLS, NGramModel, evaluate, exprate_interval, image_features, kernel_distance, perplexity
 from .sagan import load_generator
 from .synthesis import handwrite, trained_profile, read_back
 from .task_model import RecognizerConfig, load_recognizer
@@ -396,13 +396,16 @@ def score_set(
     max_minutes: float | None = None,
     progress: bool = True,
 ) -> tuple[list[dict], list, float]:  # rows of best and last checkpoint without provenance; (truth, reading) pairs; minutes
-    "Table 1's protocol on a synthetic set: train the small recogniser on it alone, score it on the test ink, read the set back."
+    """Table 1's protocol on a synthetic set: train the small recogniser on it alone, score it on the test ink, read the set back, and
+    measure how far it is from training ink (KID on the reader's features, as many images of either)."""
     sets, vocab, _ = make_images(profile, data_dir, seed, progress)
     folder, facts = make_recognizer(name, [images], identity, sets["valid_ink"], vocab, profile, seed, 0, max_minutes, progress)
     reader, device, rows = make_reader(profile, data_dir, seed, max_minutes, progress), pick_device(), []
     wanted = set(content_formulas(sets["synthetic_print"]))
     content = images.subset(n for n, t in enumerate(images.tokens) if t in wanted)
     read_back = evaluate(read_images(reader, content, profile, 1, device), content.tokens).exprate
+    ink = sets["train_ink"].subset(np.random.default_rng(derive_seed("kid", seed)).permutation(len(sets["train_ink"]))[:len(content)])
+    kid = kernel_distance(*(image_features(reader, part, profile, device) for part in (content, ink))).value
     for checkpoint in ("last", "best"):
         model = load_recognizer(folder / f"{checkpoint}.safetensors").to(device, memory_format=torch.channels_last)
         corpus, image_mean = perplexity(image_losses(model, sets["test_ink"], profile, device))
@@ -410,7 +413,7 @@ def score_set(
         readings = read_images(model, sets["test_ink"], profile, 1, device)
         scores = evaluate(readings, sets["test_ink"].tokens)
         rows.append(dict(row=name, checkpoint=checkpoint, perplexity=round(corpus, 3), perplexity_image_mean=round(image_mean, 3),
-                         val_perplexity=round(valid, 3), wer=round(scores.wer, 2), exprate=round(scores.exprate, 2), content_exprate=round(read_back, 2),
+                         val_perplexity=round(valid, 3), wer=round(scores.wer, 2), exprate=round(scores.exprate, 2), content_exprate=round(read_back, 2), kid=round(kid, 5),
                          recognizer_steps=profile.recognizer_steps, synthetic_images=len(images)))
     return rows[::-1], list(zip(sets["test_ink"].tokens, readings)), facts["minutes"]
 
