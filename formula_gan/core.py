@@ -299,12 +299,12 @@ TABLE2_KEY = ("row", "recipe", "train_norm", "test_norm", "synthetic", "updates"
 
 
 def revision() -> str:  # short commit, "+" where the tree differs from it; else the package's version
-    "The revision of the code that makes a result."
+    "The revision of the code that makes a result; what it leaves in `artifacts` is no difference."
     root = repository_root()
     def git(*words): return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
     commit = git("rev-parse", "--short", "HEAD") if root else ""
     from formula_gan import __version__
-    return commit + ("+" if commit and git("status", "--porcelain", "-uno") else "") or __version__
+    return commit + ("+" if commit and git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)artifacts") else "") or __version__
 
 
 def provenance(
