@@ -68,8 +68,8 @@ class Profile:
 
 # %% ../nbs/00_core.ipynb #7732c171
 PROFILES = {p.name: p for p in (
-    Profile("demo", "demo", height=32, symbol_height=8, base_channels=8, batch=8, gan_iterations=70,
-            warmup_iterations=40, synthetic_images=500, recognizer_steps=100, reader_steps=160, updates=160, printed_formulas=500, l1_anchor=1.0, skip=True,
+    Profile("demo", "demo", height=32, symbol_height=8, base_channels=8, batch=8, gan_iterations=80,
+            warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=160, printed_formulas=500, l1_anchor=1.0, skip=True,
             discriminator_beta1=0.5, discriminator_gain=32, generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
             gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000, updates=4000,
