@@ -238,7 +238,7 @@ def test_set_command(
     from formula_gan.core import pick_device
     from formula_gan.experiments import score_test_set
     from formula_gan.task_model import load_recognizer
-    result = score_test_set(load_recognizer(arguments.recognizer, pick_device()), arguments.test_set, arguments.test_norm, arguments.beam)
+    result = score_test_set(load_recognizer(arguments.recognizer, pick_device()), arguments.test_set, arguments.test_norm, arguments.beam_size)
     show_scores(result.scores, arguments.json)
     if result.unknown: print(f"symbols that the recogniser does not know, and formulas with them: {dict(result.unknown)}", file=sys.stderr)
     for name, why in result.lost: print(f"counted as wrong {name}: {why}", file=sys.stderr)
@@ -404,7 +404,7 @@ def add_evaluate(
     parser.add_argument("--recognizer", default="", help="a .safetensors file: reads the test set itself")
     parser.add_argument("--test-set", default="", metavar="PATH", help="folder or zip of InkML, or of images with a caption file (name, tab, LaTeX)")
     parser.add_argument("--test-norm", default="", help="height, symbol or symbol-oracle (default: as the recogniser was trained)")
-    parser.add_argument("--beam", type=int, default=10, help="width of the beam (default 10)")
+    parser.add_argument("--beam-size", type=int, default=10, help="width of the beam (default 10)")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
 
 # %% ../nbs/09b_cli.ipynb #a9000007

@@ -256,10 +256,10 @@ def test_test_sets_that_cannot_be_scored(tmp_path):
 def test_commands(result, ink, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.inkml").write_bytes(write_inkml(ink))
     model = str(result.folder / "best.safetensors")
-    assert cli.main(["evaluate", "--recognizer", model, "--test-set", str(tmp_path), "--beam", "1", "--json"]) == 0
+    assert cli.main(["evaluate", "--recognizer", model, "--test-set", str(tmp_path), "--beam-size", "1", "--json"]) == 0
     assert '"n": 1' in capsys.readouterr().out
     (tmp_path / "b.inkml").write_text("<ink")
-    assert cli.main(["evaluate", "--recognizer", model, "--test-set", str(tmp_path), "--beam", "1"]) == 1
+    assert cli.main(["evaluate", "--recognizer", model, "--test-set", str(tmp_path), "--beam-size", "1"]) == 1
     assert "skipped b.inkml" in capsys.readouterr().err
     for words, part in ((["--recognizer", model], "--test-set"), (["one"], "predictions"), (["--recognizer", "none", "--test-set", str(tmp_path)], "none"),
                         (["--recognizer", model, "--test-set", str(tmp_path), "--test-norm", "big"], "big")):
