@@ -170,6 +170,36 @@ class Encoder(nn.Module):
                 rows = cells.rows(maps)
         return [(rows, cells), *scales]
 
+# %% ../nbs/06_task_model.ipynb #c03e6a17
+class _Features(torch.autograd.Function):
+    "Features (B, cells, C) as they are; backward adds up what all looks handed in."
+    @staticmethod
+    def forward(ctx, features, looks):
+        ctx.looks = looks
+        return features.view_as(features)
+    @staticmethod
+    def backward(ctx, grad):
+        handed = [look for look in ctx.looks if look is not None]
+        ctx.looks[:] = [None] * len(ctx.looks)
+        if not handed: return grad, None
+        attention, context = (torch.cat(parts, 1) for parts in zip(*handed))
+        return torch.baddbmm(grad, attention.transpose(1, 2), context), None
+
+
+class _Look(torch.autograd.Function):
+    "Attention (B, K, cells) times features; the features' gradient is left to `_Features`."
+    @staticmethod
+    def forward(ctx, attention, features, looks):
+        ctx.save_for_backward(attention, features)
+        ctx.looks, ctx.place = looks, len(looks)
+        looks.append(None)
+        return torch.bmm(attention, features)
+    @staticmethod
+    def backward(ctx, grad):
+        attention, features = ctx.saved_tensors
+        if ctx.needs_input_grad[1]: ctx.looks[ctx.place] = attention, grad
+        return torch.bmm(grad, features.transpose(1, 2)), None, None
+
 # %% ../nbs/06_task_model.ipynb #6d3aef66
 class Memory(NamedTuple):
     "What the decoder looks at, at one scale."
@@ -177,9 +207,10 @@ class Memory(NamedTuple):
     keys: torch.Tensor  # (B, 1, cells, attention), in the encoder's precision
     bias: torch.Tensor  # (B, 1, cells), 0 at image, very negative at padding
     size: tuple[int, int]  # (h, w), h * w = cells
+    looks: list  # of `_Look`
 
     def select(self, index: torch.Tensor) -> "Memory":  # the images at `index`
-        return Memory(self.features[index], self.keys[index], self.bias[index], self.size)
+        return Memory(self.features[index], self.keys[index], self.bias[index], self.size, [])
 
 
 class CoverageAttention(nn.Module):
@@ -194,8 +225,9 @@ class CoverageAttention(nn.Module):
         self.score = nn.Linear(width, 1, bias=False)
 
     def memory(self, rows: torch.Tensor, cells: Cells) -> Memory:
-        features = cells.maps(rows.float()).flatten(2).transpose(1, 2).contiguous()
-        return Memory(features, self.key(features)[:, None].to(rows.dtype), (cells.mask.flatten(2) <= 0) * -1e9, cells.size)
+        looks = []
+        features = _Features.apply(cells.maps(rows.float()).flatten(2).transpose(1, 2).contiguous(), looks)
+        return Memory(features, self.key(features)[:, None].to(rows.dtype), (cells.mask.flatten(2) <= 0) * -1e9, cells.size, looks)
 
     def forward(
         self,
@@ -209,7 +241,7 @@ class CoverageAttention(nn.Module):
             energy = memory.keys + self.query(query)[:, :, None] + self.coverage(maps).view(*past.shape, -1)
             scores = self.score(torch.tanh(energy))[..., 0]
         attention = (scores.float() + memory.bias).softmax(-1)
-        return torch.bmm(attention, memory.features), attention
+        return _Look.apply(attention, memory.features, memory.looks), attention
 
 # %% ../nbs/06_task_model.ipynb #a9c7dc25
 def gru(
