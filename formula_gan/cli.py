@@ -325,7 +325,7 @@ def table2_command(
     for row in arguments.row: choose_recognition_row(row, arguments.train_norm)  # before any work
     return run_each(arguments.row, arguments.profile, lambda row: run_recognition_row(
         row, arguments.profile, arguments.recipe, arguments.train_norm, tuple(arguments.test_norm), arguments.seed, arguments.data,
-        arguments.max_minutes, **overrides(arguments.set)),
+        arguments.max_minutes, arguments.generator, **overrides(arguments.set)),
         columns=("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high", "n", "profile", "minutes"))
 
 # %% ../nbs/09b_cli.ipynb #4917db95
@@ -359,7 +359,7 @@ EXAMPLES = {
     "table2": """
   formula-gan table2 --list
   formula-gan table2 --row V
-  formula-gan table2 --row V VIII R S --profile laptop --max-minutes 60
+  formula-gan table2 --row V VIII R S --profile laptop --generator default --max-minutes 60
   formula-gan table2 --row V --recipe paper --test-norm height symbol symbol-oracle""",
 }
 
@@ -480,6 +480,7 @@ def add_table2(
     parser = add_command(commands, "table2", table2_command, "run rows of Table 2: synthetic set, large recogniser, scores at both sizes")
     parser.add_argument("--row", nargs="+", default=[], help="rows by name; --list shows them")
     parser.add_argument("--list", action="store_true", help="show the rows and end")
+    parser.add_argument("--generator", default="", metavar="WEIGHTS", help="let these weights write the synthetic set, not a GAN trained for the row: a file, or default")
     parser.add_argument("--recipe", default="modern", help="modern or paper (default modern)")
     parser.add_argument("--train-norm", default="", help="height, symbol or symbol-oracle (default: the row's own)")
     parser.add_argument("--test-norm", nargs="+", default=["height", "symbol"], help="any of height, symbol, symbol-oracle (default height symbol)")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZINGS', 'PROFILES', 'DATA_FILES', 'PROVENANCE', 'TABLE1_COLUMNS', 'TABLE2_COLUMNS', 'TABLE2_KEY', 'FormulaGanError',
            'Profile', 'cast_value', 'get_profile', 'repository_root', 'artifacts_dir', 'cache_dir', 'data_file',
-           'atomic_path', 'save_weights', 'load_weights', 'stage_folder', 'finish_stage', 'stage_facts',
+           'atomic_path', 'save_weights', 'weights_file', 'load_weights', 'stage_folder', 'finish_stage', 'stage_facts',
            'seed_everything', 'derive_seed', 'pick_device', 'mixed_precision', 'revision', 'provenance', 'read_table',
            'write_row', 'to_image', 'tile', 'show_images']
 
@@ -72,12 +72,12 @@ PROFILES = {p.name: p for p in (
             warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=160, printed_formulas=500, l1_anchor=1.0, skip=True,
             discriminator_beta1=0.5, discriminator_gain=32, generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
-            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000, updates=4000,
+            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000, updates=20_000,
             printed_formulas=8_000, l1_anchor=1.0, anchor_size=8, matched_targets=True, skip=True, generator_lr=2e-4,
             discriminator_lr=4e-4, discriminator_beta1=0.5, discriminator_gain=32, task_lr=1e-3, recognizer_lr=1e-3, recognizer_stride=8),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
-            printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32, generator_lr=1e-4, recognizer_lr=5e-4, workers=16, updates=20_000),
+            printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32, generator_lr=1e-4, recognizer_lr=5e-4, workers=16, updates=60_000),
     Profile("paper", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=64, batch=4,
             gan_iterations=300_000, warmup_iterations=0, synthetic_images=300_000, recognizer_steps=100_000,
             printed_formulas=300_000, ema_decay=0.9999, workers=16, updates=270_000),
@@ -202,6 +202,17 @@ def save_weights(
     with atomic_path(path) as temporary: save_file(weights, temporary, {"kind": f"formula_gan {kind}", **{k: json.dumps(v) for k, v in metadata.items()}})
 
 
+def weights_file(
+    name_or_path: str | Path,  # file, or the name of weights shipped with the package
+    kind: str,  # "generator" or "recognizer"
+) -> Path:  # an existing file
+    "Where weights lie; raises `FormulaGanError` where there are none."
+    path = Path(name_or_path)
+    if not path.exists() and path.suffix == "": path = Path(__file__).parent / "weights" / f"{kind}-{name_or_path}.safetensors"
+    if not path.is_file(): raise FormulaGanError(f"no {kind} {str(name_or_path)!r}: give a .safetensors file")
+    return path
+
+
 def load_weights(
     name_or_path: str | Path,  # file, or the name of weights shipped with the package
     kind: str,  # "generator" or "recognizer"
@@ -209,9 +220,7 @@ def load_weights(
 ):  # the model in evaluation mode, with `facts` of the metadata as an attribute
     "Read what `save_weights` wrote; raises `FormulaGanError` where it is missing, damaged or of another kind."
     from safetensors import safe_open
-    path = Path(name_or_path)
-    if not path.exists() and path.suffix == "": path = Path(__file__).parent / "weights" / f"{kind}-{name_or_path}.safetensors"
-    if not path.is_file(): raise FormulaGanError(f"no {kind} {str(name_or_path)!r}: give a .safetensors file")
+    path = weights_file(name_or_path, kind)
     try:
         with safe_open(path, "pt") as file: metadata, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
         if metadata.pop("kind", "") != f"formula_gan {kind}": raise FormulaGanError(f"{path} holds no {kind} of formula_gan")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .core import (SIZINGS, TABLE2_COLUMNS, TABLE2_KEY, FormulaGanError, Profile, artifacts_dir, atomic_path, cache_dir, cast_value, derive_seed, finish_stage,
-                              get_profile, mixed_precision, pick_device, provenance, stage_facts, stage_folder, tile, write_row)
+                              get_profile, mixed_precision, pick_device, provenance, stage_facts, stage_folder, tile, weights_file, write_row)
 from .data import (HANDWRITTEN, ImageSet, Stream, collate, ink_images, load_corpus, ordered_batches, pad_margin, print_images,
                               read_test_set, resize_set)
 from .evaluation import PAPER_TABLE2, TABLE2_CONTROLS, NGramModel, evaluate, exprate_interval, image_features, kernel_distance, perplexity
@@ -251,15 +251,16 @@ def make_source(
     seed: int = 0,
     max_minutes: float | None = None,
     progress: bool = True,
+    generator: str = "",  # weights that write in place of the row's GAN: a file, or the name of shipped ones
 ) -> tuple[ImageSet, dict, float]:  # one image of each synthetic formula; what determines them; minutes
     "The synthetic formulas as a row's GAN writes them, or without a GAN."
     sets, _, _ = make_images(profile, data_dir, seed, progress)
     if source == "P": return sets["synthetic_print"], {"print": image_spec(profile, seed)}, 0.0
     if source == "S": return make_stitched(profile, data_dir, seed, progress), {"stitched": image_spec(profile, seed), "stitch": 1}, 0.0
-    weights, facts = make_gan(source, profile, data_dir, seed, max_minutes, progress)
+    weights = weights_file(generator, "generator") if generator else make_gan(source, profile, data_dir, seed, max_minutes, progress)[0]
     images, writing = make_synthetic(weights, sets["synthetic_print"], profile, seed, progress)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return images, {"synthetic": digest, "images": image_spec(profile, seed), "seed": seed}, facts["minutes"] + writing
+    return images, {"synthetic": digest, "images": image_spec(profile, seed), "seed": seed}, load_generator(weights).facts["minutes"] + writing
 
 
 def variant_suffix(
@@ -534,6 +535,7 @@ def training_sets(
     seed: int = 0,
     max_minutes: float | None = None,
     progress: bool = True,
+    generator: str = "",  # weights that write in place of the row's GAN
 ) -> tuple[list[ImageSet], dict, float]:  # drawn from evenly; what determines them; minutes that the second took
     "What a row of Table 2 trains on: ink first, then what is mixed in."
     def ink(distorted=None): return make_ink(profile, [row.train_norm], data_dir, distorted, progress)[row.train_norm]["train"]
@@ -541,7 +543,7 @@ def training_sets(
     sets, identity = ([ink()], {"ink": ink_spec(sized)}) if row.ink else ([], {"sizing": row.train_norm})
     if not row.second: return sets, identity, 0.0
     if row.second == "distorted": return [*sets, ink(seed)], identity | {"distorted": seed}, 0.0
-    images, source, minutes = make_source(ROWS.get(row.second, row.second), profile, data_dir, seed, max_minutes, progress)
+    images, source, minutes = make_source(ROWS.get(row.second, row.second), profile, data_dir, seed, max_minutes, progress, generator)
     return [*sets, resize_set(images, sized, WIDEST)], identity | source, minutes
 
 # %% ../nbs/09a_experiments.ipynb #f3764650
@@ -581,6 +583,7 @@ def run_recognition_row(
     seed: int = 0,
     data_dir: str = "",  # empty: FORMULA_GAN_DATA
     max_minutes: float | None = None,  # of each training; it goes on at the next call
+    generator: str = "",  # weights that write in place of the row's GAN: a file, or the name of shipped ones; the row is then named after them
     progress: bool = True,
     **overrides,  # fields of the profile
 ) -> RecognitionResult:
@@ -594,13 +597,14 @@ def run_recognition_row(
     way, sized = RECIPES[recipe], lambda sizing: dataclasses.replace(profile, sizing=sizing)
     _, vocab, _ = make_images(profile, data_dir, seed, progress)
     ink = make_ink(profile, dict.fromkeys((chosen.train_norm, *test_norms)), data_dir, progress=progress)
-    sets, identity, minutes = training_sets(chosen, profile, data_dir, seed, max_minutes, progress)
+    sets, identity, minutes = training_sets(chosen, profile, data_dir, seed, max_minutes, progress, generator)
     folder, facts = make_recognizer(f"row {chosen.name}", sets, identity, ink[chosen.train_norm]["valid"], vocab, sized(chosen.train_norm), seed, profile.updates,
                                     max_minutes, progress, way)
     test = {norm: ink[norm]["test"] for norm in test_norms}
     readings = {norm: test_readings(folder, images, sized(norm), progress) for norm, images in test.items()}
     curve = validation_curve(folder)
-    own = dict(row=chosen.name + variant_suffix(profile) * (chosen.second in ROWS), recipe=recipe, train_norm=chosen.train_norm,
+    variant = f" {Path(generator).stem}" if generator else variant_suffix(profile)
+    own = dict(row=chosen.name + variant * (chosen.second in ROWS), recipe=recipe, train_norm=chosen.train_norm,
                val_exprate=round(curve.exprate[curve.metric.idxmin()], 2),
                synthetic=len(sets[-1]) if chosen.second else 0, updates=profile.updates,
                **provenance(profile, seed, minutes + facts["minutes"], pick_device()) | {"batch": way.images(profile)})

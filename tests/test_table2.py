@@ -95,10 +95,21 @@ def task(recipe=None, steps=40):
 def test_recipes_are_the_papers_and_the_fields():
     paper, modern = task(RECIPES["paper"]), task(RECIPES["modern"])
     [group] = paper.optimizers["recognizer"].param_groups
-    assert isinstance(paper.optimizers["recognizer"], torch.optim.SGD) and (group["lr"], group["momentum"], paper.stream.batch) == (1e-4, 0.9, 6)
-    assert modern.stream.ranges.scale == (0.7, 1.4) and modern.stream.batch == TINY.recognizer_batch
+    assert isinstance(paper.optimizers["recognizer"], torch.optim.SGD) and (group["lr"], group["momentum"], paper.streams[0].batch) == (1e-4, 0.9, 6)
+    assert modern.streams[0].ranges.scale == (0.7, 1.4) and modern.streams[0].batch == 8
     assert [modern.factor(step) for step in (0, 1, 39)] == [0.5, 1.0, pytest.approx(0.0017, rel=0.1)]
-    assert "recipe" not in task().spec and task().stream.ranges.scale == (1, 1)  # Table 1 as it was
+    assert "recipe" not in task().spec and task().streams[0].ranges.scale == (1, 1)  # Table 1 as it was
+
+
+def test_curriculum_shows_short_formulas_first():
+    vocab = Vocab.from_tokens([["x"]])
+    lengths = [1, 3, 9] * 4
+    images = ImageSet([np.ones((8, 4 * n)) for n in lengths], [" ".join("x" * n) for n in lengths], PRINTED)
+    recipe = dataclasses.replace(RECIPES["modern"], batch=4, curriculum=((0.2, 1), (0.5, 3), (0.7, 0)))
+    one = RecognizerTask(TINY, [images, images], vocab, config=CONFIG, steps=10, recipe=recipe)
+    longest = [max(len(t.split()) for t in one[step].tokens) for step in range(10)]
+    assert longest[:2] == [1, 1] and set(longest[2:5]) <= {1, 3} and max(longest[5:]) == 9  # no formula has 0 tokens: that phase is skipped
+    assert list(RecognizerTask(TINY, [images], vocab, config=CONFIG, steps=10).streams) == [0]
 
 
 def test_plateau_divides_by_ten():
