@@ -159,7 +159,7 @@ def test_a_row_from_end_to_end(result):
     assert [(r["row"], r["train_norm"], r["test_norm"]) for r in result.rows] == [("R", "symbol", "height"), ("R", "symbol", "symbol")]
     for r in result.rows:
         assert set(r) <= set(TABLE2_COLUMNS) and r["n"] == 60 and r["exprate_low"] <= r["exprate"] <= r["exprate_high"]
-        assert (r["synthetic"], r["updates"], r["recipe"], r["profile"], r["batch"]) == (24, 2, "modern", "demo", 4)
+        assert (r["synthetic"], r["updates"], r["recipe"], r["profile"], r["batch"]) == (24, 2, "modern", "demo", 8)
     assert [t for t, _ in result.readings["height"]] == [t for t, _ in result.readings["symbol"]] == result.test["symbol"].tokens
     lines = (result.folder / "readings-symbol.tsv").read_text().splitlines()
     assert len(lines) == 60 and [line.split("\t")[1] for line in lines] == result.test["symbol"].tokens
