@@ -72,7 +72,7 @@ PROFILES = {p.name: p for p in (
             warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=160, printed_formulas=500, l1_anchor=1.0, skip=True,
             discriminator_beta1=0.5, discriminator_gain=32, generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
-            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000, updates=20_000,
+            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000, updates=14_000,
             printed_formulas=8_000, l1_anchor=1.0, anchor_size=8, matched_targets=True, skip=True, generator_lr=2e-4,
             discriminator_lr=4e-4, discriminator_beta1=0.5, discriminator_gain=32, task_lr=1e-3, recognizer_lr=1e-3, recognizer_stride=8),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,

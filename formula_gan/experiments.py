@@ -594,6 +594,7 @@ def run_recognition_row(
     if profile.sizing != "symbol": raise FormulaGanError(f"sizing={profile.sizing!r}: Table 2 takes its sizes from train_norm and test_norms; leave the profile's at symbol")
     if recipe not in RECIPES: raise FormulaGanError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     if not test_norms or set(test_norms) - set(SIZINGS): raise FormulaGanError(f"test_norms={' '.join(test_norms)!r}: choose among {', '.join(SIZINGS)}")
+    if generator: weights_file(generator, "generator")
     way, sized = RECIPES[recipe], lambda sizing: dataclasses.replace(profile, sizing=sizing)
     _, vocab, _ = make_images(profile, data_dir, seed, progress)
     ink = make_ink(profile, dict.fromkeys((chosen.train_norm, *test_norms)), data_dir, progress=progress)

@@ -149,7 +149,7 @@ def test_rows_are_the_papers_and_four_controls():
 
 
 @pytest.mark.parametrize("call, word", [(dict(row="IX"), "IX"), (dict(recipe="old"), "old"), (dict(train_norm="big"), "big"), (dict(test_norms=("symbol", "no")), "no"),
-                                        (dict(test_norms=()), "test_norms"), (dict(seed="x"), "seed"), (dict(profile="huge"), "huge"), (dict(profile="demo", sizing="height"), "sizing")])
+                                        (dict(test_norms=()), "test_norms"), (dict(generator="none"), "no generator 'none'"), (dict(seed="x"), "seed"), (dict(profile="huge"), "huge"), (dict(profile="demo", sizing="height"), "sizing")])
 def test_mistakes_are_named_before_any_work(monkeypatch, call, word):
     monkeypatch.setattr(experiments, "training_sets", lambda *a, **k: pytest.fail("worked before it looked"))
     with pytest.raises(FormulaGanError, match=word): run_recognition_row(**{"profile": TINY, "progress": False, **call})
@@ -264,6 +264,11 @@ def test_test_sets_that_cannot_be_scored(tmp_path):
 
 # commands and notebook
 
+def test_a_row_by_the_packages_generator():
+    own = run_recognition_row("VIII", TINY, test_norms=("symbol",), generator="default", progress=False)
+    assert [(r["row"], r["synthetic"]) for r in own.rows] == [("VIII default", 24)]
+
+
 def test_commands(result, ink, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.inkml").write_bytes(write_inkml(ink))
     model = str(result.folder / "best.safetensors")
@@ -279,7 +284,7 @@ def test_commands(result, ink, tmp_path, monkeypatch, capsys):
     def run(row, *rest, **overrides): calls.append((row, *rest, overrides)); return result
     monkeypatch.setattr(experiments, "run_recognition_row", run)
     assert cli.main(["table2", "--row", "V", "R", "--recipe", "paper", "--test-norm", "symbol", "--seed", "3", "--max-minutes", "2", "--set", "updates=5"]) == 0
-    assert calls == [(row, "demo", "paper", "", ("symbol",), 3, "", 2.0, {"updates": "5"}) for row in "VR"] and "exprate_low" in capsys.readouterr().out
+    assert calls == [(row, "demo", "paper", "", ("symbol",), 3, "", 2.0, "", {"updates": "5"}) for row in "VR"] and "exprate_low" in capsys.readouterr().out
     assert cli.main(["table2", "--list"]) == 0 and len(capsys.readouterr().out.splitlines()) == 12
     for words in ([], ["--row", "IX"], ["--row", "V", "--train-norm", "big"]): assert cli.main(["table2", *words]) == 2
 
@@ -294,13 +299,13 @@ def call_of(monkeypatch, **injected):
     space = {**parameters("11_recognition.ipynb"), **injected}
     with pytest.raises(Reached):
         for source in code_after_parameters("11_recognition.ipynb"): exec(source, space)
-    return dict(zip(("row", "profile", "recipe", "train_norm", "test_norms", "seed", "data_dir", "max_minutes"), seen))
+    return dict(zip(("row", "profile", "recipe", "train_norm", "test_norms", "seed", "data_dir", "max_minutes", "generator"), seen))
 
 
 def test_parameters_reach_the_row(monkeypatch):
     call = call_of(monkeypatch, row="VIII", profile="laptop", recipe="paper", train_norm="height", test_norms="symbol symbol-oracle", seed="5", data_dir="d", max_minutes=3,
                    overrides={"updates": "7"})
-    assert (call.pop("profile").updates, call) == (7, dict(row="VIII", recipe="paper", train_norm="height", test_norms=("symbol", "symbol-oracle"), seed=5, data_dir="d", max_minutes=3.0))
+    assert (call.pop("profile").updates, call) == (7, dict(row="VIII", recipe="paper", train_norm="height", test_norms=("symbol", "symbol-oracle"), seed=5, data_dir="d", max_minutes=3.0, generator=""))
     assert call_of(monkeypatch)["test_norms"] == ("height", "symbol")
 
 
