@@ -301,6 +301,7 @@ def run_each(
     rows: list[str],
     profile: str,  # for the message
     run,  # callable(row) -> result with `rows` and `table`
+    compare=None,  # callable(results) -> frame to print, where there are several
     **shown,  # arguments of `show_rows`
 ) -> int:  # exit code
     "Run rows one after the other; those that run out of time are listed."
@@ -310,6 +311,7 @@ def run_each(
         try: done.append(run(row))
         except Unfinished as stop: skipped.append((f"row {row}", profile, str(stop)))
     if done: show_rows([row for result in done for row in result.rows], **shown)
+    if compare and len(done) > 1: print(compare(done).to_string(index=False))
     return report(len(done), skipped, f"rows in {done[0].table}" if done else "rows")
 
 # %% ../nbs/09b_cli.ipynb #b74e0ea3
@@ -317,7 +319,7 @@ def table2_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan table2`."
-    from formula_gan.experiments import RECOGNITION_ROWS, choose_recognition_row, run_recognition_row
+    from formula_gan.experiments import RECOGNITION_ROWS, choose_recognition_row, compare_rows, run_recognition_row
     if arguments.list:
         for row in RECOGNITION_ROWS.values(): print(f"{row.name:5} {row.what}, trained at {row.train_norm}")
         return 0
@@ -325,7 +327,7 @@ def table2_command(
     for row in arguments.row: choose_recognition_row(row, arguments.train_norm)  # before any work
     return run_each(arguments.row, arguments.profile, lambda row: run_recognition_row(
         row, arguments.profile, arguments.recipe, arguments.train_norm, tuple(arguments.test_norm), arguments.seed, arguments.data,
-        arguments.max_minutes, arguments.generator, **overrides(arguments.set)),
+        arguments.max_minutes, arguments.generator, **overrides(arguments.set)), compare_rows,
         columns=("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high", "n", "profile", "minutes"))
 
 # %% ../nbs/09b_cli.ipynb #4917db95

@@ -3,6 +3,7 @@ import dataclasses
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from formula_gan import cli, experiments
 from formula_gan.core import TABLE2_COLUMNS, TABLE2_KEY, FormulaGanError, get_profile, read_table, write_row
 from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights, prepare_image, read_test_set, resize_set
 from formula_gan.evaluation import PAPER_TABLE2, compare, table2
-from formula_gan.experiments import (RECOGNITION_ROWS, Unfinished, choose_recognition_row, run_recognition_row, score_columns, score_test_set,
+from formula_gan.experiments import (RECOGNITION_ROWS, Unfinished, choose_recognition_row, compare_rows, run_recognition_row, score_columns, score_test_set,
                                      training_sets, validation_curve)
 from formula_gan.ink import distort, rasterize, write_inkml
 from formula_gan.rendering import typeset
@@ -263,6 +264,20 @@ def test_test_sets_that_cannot_be_scored(tmp_path):
 
 
 # commands and notebook
+
+def test_rows_are_compared_in_pairs_and_kept(result, monkeypatch, tmp_path):
+    better = dataclasses.replace(result, rows=[r | {"row": "VIII"} for r in result.rows], readings={norm: [(t, t) for t, _ in pairs] for norm, pairs in result.readings.items()},
+                                 table=tmp_path / "table2.csv")
+    frame = compare_rows([dataclasses.replace(result, table=tmp_path / "table2.csv"), better])
+    kept = pd.read_csv(tmp_path / "table2_pairs.csv")
+    assert list(kept.columns) == list(frame.columns) and len(kept) == 2
+    right = sum(t == r for t, r in result.readings["symbol"])
+    [line] = kept[kept.test_norm == "symbol"].to_dict("records")
+    assert (line["row"], line["versus"], line["only_versus"], line["only_row"], line["n"]) == ("VIII", "R", 0, 60 - right, 60)
+    assert line["difference"] == pytest.approx(100 * (60 - right) / 60, abs=1e-3)
+    curve = pd.read_csv(result.table.with_name("table2_curves.csv"))
+    assert set(validation_curve(result.folder).step) <= set(curve[(curve.row == "R") & (curve.updates == 2)].step)
+
 
 def test_a_row_by_the_packages_generator():
     own = run_recognition_row("VIII", TINY, test_norms=("symbol",), generator="default", progress=False)
