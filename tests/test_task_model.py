@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -320,11 +321,11 @@ def test_it_learns_to_read():
     assert sum(r == t for r, t in zip(read, texts[256:])) >= 12
 
 
-def overfit(pictures, texts):
+def overfit(pictures, texts, config, steps=300):
     torch.manual_seed(0)
-    model = Recognizer(Vocab.from_tokens(texts), RecognizerConfig(stride=8, dropout=0.0))
+    model = Recognizer(Vocab.from_tokens(texts), config)
     data = padded(pictures, texts, model.vocab)
-    train(model, data, 300, 1e-3, autocast=True)
+    train(model, data, steps, 1e-3, autocast=True)
     assert [h.tokens for h in model.decode(*data[:2], beam_size=1)] == texts
     assert [h.tokens for h in model.decode(*data[:2], beam_size=10)] == texts
 
@@ -334,22 +335,25 @@ def test_overfits_32_demo_formulas():
     from formula_gan.data import demo_formulas
     from formula_gan.ink import demo_inks, rasterize
     formulas = sorted(demo_formulas(300, 0), key=len)[100:132]
-    overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas])
+    overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas], RecognizerConfig(stride=8, dropout=0.0))
 
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_overfits_32_real_formulas():
-    import csv, io, zipfile
-    from formula_gan.core import data_file
+@pytest.mark.parametrize("profile", ["laptop", "gpu"])
+def test_overfits_64_real_formulas(profile):
+    "Table 2's recogniser, the laptop's and the whole one; both without dropout."
+    import csv, zipfile
+    from formula_gan.core import data_file, get_profile
+    from formula_gan.trainer import large_recognizer
     from formula_gan.ink import rasterize, read_inkml
     captions = {r["id"]: r["latex"].split() for r in csv.DictReader(open(data_file("crohme2014_captions.tsv"), encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE) if r["split"] == "train"}
     pictures, texts = [], []
     with zipfile.ZipFile(data_file("crohme2014.zip")) as archive:
         names = sorted(n for n in archive.namelist() if "TrainINKML" in n and n.endswith(".inkml"))
-        for name in names[::97]:
+        for name in names[::31]:
             ink = name.rsplit("/", 1)[-1].removesuffix(".inkml")
-            picture = rasterize(read_inkml(archive.read(name)), symbol_height=10)
-            if ink in captions and picture.shape[1] <= 200 and len(captions[ink]) <= 25: pictures.append(picture); texts.append(captions[ink])
-    assert len(texts) >= 32
-    overfit(pictures[:32], texts[:32])
+            picture = rasterize(read_inkml(archive.read(name)), symbol_height=12)
+            if ink in captions and picture.shape[1] <= 240 and len(captions[ink]) <= 25: pictures.append(picture); texts.append(captions[ink])
+    assert len(texts) >= 64
+    overfit(pictures[:64], texts[:64], replace(large_recognizer(get_profile(profile)), dropout=0.0), 600)
