@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'IMAGE_FORMATS', 'LARGEST_IMAGE', 'WORKING_AREA', 'PICTURES', 'demo_formula',
-           'demo_formulas', 'normalize_all', 'read_wikipedia', 'read_captions', 'split_by_writer', 'Corpus',
-           'clean_formulas', 'load_demo', 'wikipedia_normal_forms', 'load_crohme', 'load_corpus', 'ImageSet',
+           'demo_formulas', 'normalize_all', 'read_wikipedia', 'read_im2latex', 'read_captions', 'split_by_writer',
+           'Corpus', 'clean_formulas', 'load_demo', 'wikipedia_normal_forms', 'load_crohme', 'load_corpus', 'ImageSet',
            'print_bold', 'draw_print', 'draw_ink', 'ink_sizes', 'oracle_heights', 'print_images', 'ink_images',
            'open_image', 'check_size', 'array_image', 'to_gray', 'paper_level', 'otsu', 'find_ink', 'ink_runs',
            'connected_parts', 'drop_specks', 'pen_width', 'thicken', 'prepare_image', 'Augmentation', 'margin',
@@ -13,7 +13,7 @@ __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'IMAGE_FORMATS', 'LARGEST_I
            'ordered_batches', 'TestSet', 'read_test_set']
 
 # %% ../nbs/04_data.ipynb #293ec170
-import csv, dataclasses, io, json, lzma, warnings, zipfile
+import csv, dataclasses, gzip, io, json, lzma, warnings, zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +79,18 @@ def read_wikipedia(
         with lzma.open(path, "rt", encoding="utf-8") as lines: return [line.rstrip("\n") for line in lines]
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise FormulaGanError(f"{path} is damaged ({error}): download it again") from None
+
+
+def read_im2latex(
+    data_dir: str = "",  # empty: FORMULA_GAN_DATA
+) -> list[str]:  # LaTeX, normalised by its authors
+    "The formulas of Im2Latex-100k, those of all its splits."
+    path = data_file("im2latex_formulas.tsv.gz", data_dir)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as lines: rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, EOFError, UnicodeDecodeError) as error: raise FormulaGanError(f"{path} is damaged ({error}): download it again") from None
+    if not rows or "latex_norm" not in rows[0]: raise FormulaGanError(f"{path} must be tab-separated with a column latex_norm")
+    return [row["latex_norm"] for row in rows]
 
 
 def read_captions(

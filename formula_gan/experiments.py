@@ -324,7 +324,7 @@ def make_recognizer(
     def metric(task):
         loss = np.concatenate(image_losses(task.model, valid, profile, device)).mean()
         return {"metric": loss} | ({"exprate": evaluate(read_images(task.model, valid, profile, 1, device), valid.tokens).exprate} if recipe else {})
-    facts = train(task, folder, f"recogniser ({name})", max_minutes, progress, metric=metric, metric_every=max(20, steps // (20 if recipe else 10)))
+    facts = train(task, folder, f"recogniser ({name})", max_minutes, progress, metric=metric, metric_every=max(20, steps // 10))
     return folder, facts
 
 

@@ -6,7 +6,7 @@ import torch
 
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, ImageSet, Stream, augment, clean_formulas, collate, demo_formulas, ink_images,
-                              load_corpus, margin, ordered_batches, print_images, read_captions, split_by_writer)
+                              load_corpus, margin, ordered_batches, print_images, read_captions, read_im2latex, split_by_writer)
 from formula_gan.ink import InkError, SymbolBank, writer_key
 from formula_gan.tokenizer import Vocab, normalize
 
@@ -173,3 +173,13 @@ def test_real_corpus_is_disjoint_and_complete(tmp_path, monkeypatch):
     assert len(corpus.ink["test"]) == 986 and 250 < len(corpus.ink["valid"]) < 400 and 8000 < len(corpus.ink["train"]) < 8400
     assert corpus.counts["synthetic"] > 90_000
     assert len(read_captions()) == 9821
+
+
+def test_im2latex_is_read_from_its_table(tmp_path):
+    import gzip
+    path = tmp_path / "im2latex_formulas.tsv.gz"
+    path.write_bytes(gzip.compress("split\tformula_idx\timage\tlatex_norm\ntrain\t0\ta.png\t\\alpha \" x\ntest\t1\tb.png\ty\n".encode()))
+    assert read_im2latex(str(tmp_path)) == ['\\alpha " x', "y"]
+    for broken, message in ((b"no gzip", "damaged"), (path.read_bytes()[:-12], "damaged"), (gzip.compress(b"a\tb\n1\t2\n"), "column latex_norm")):
+        path.write_bytes(broken)
+        with pytest.raises(FormulaGanError, match=message): read_im2latex(str(tmp_path))

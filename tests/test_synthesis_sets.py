@@ -16,7 +16,7 @@ from PIL import Image
 from formula_gan import synthesis
 from formula_gan.core import FormulaGanError
 from formula_gan.sagan import Generator
-from formula_gan.synthesis import plan_item, read_manifest, synthesize
+from formula_gan.synthesis import FORMATS, SUMMARY_COLUMNS, open_written, plan_item, read_manifest, set_gallery, summarize_set, synthesize
 from formula_gan.task_model import Hypothesis, Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import Vocab, normalize
 
@@ -249,3 +249,27 @@ def test_killed_at_random_moments(whole, tmp_path, clean_environment, times):
     done = subprocess.run([sys.executable, "-c", KILL, tmp_path / "out", str(times)], env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert contents(tmp_path / "out") == contents(whole)
+
+
+# summaries
+
+def test_summary_counts_what_is_there(whole, generator, tmp_path):
+    summary = summarize_set(whole)
+    assert (summary["items"], summary["share"], summary["images"], summary["formulas"], summary["left_out"], summary["read"]) == (132, 1, 132, 33, 0, 0)
+    assert set(summary) | {"source"} == set(SUMMARY_COLUMNS) and summary["exact_percent"] is None and summary["tokens_median"] == 8
+    make(generator, tmp_path / "part", shard="1/3")
+    assert summarize_set(tmp_path / "part")["share"] == round(64 / 132, 4)
+    synthesize(BROKEN, tmp_path / "broken", generator, device="cpu", progress=False)
+    assert (summarize_set(tmp_path / "broken")["images"], summarize_set(tmp_path / "broken")["left_out"]) == (2, 4)
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(FormulaGanError, match="holds no set"): summarize_set(folder)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_shows_its_pictures(whole, generator, tmp_path, format):
+    make(generator, tmp_path / "set", format=format, shard="1/3")
+    for line, same in [*zip(read_manifest(tmp_path / "set"), read_manifest(whole))][:5]:
+        picture, tar = (np.asarray(open_written(*place).convert("L")) for place in ((tmp_path / "set", line), (whole, same)))
+        assert np.array_equal(picture, np.where(tar > 127, 255, 0) if format == "captions" else tar)
+    gallery = set_gallery(tmp_path / "set", count=2, columns=1)
+    assert gallery.mode == "L" and gallery.height > 2 * 20
