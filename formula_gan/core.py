@@ -47,6 +47,7 @@ class Profile:
     matched_targets: bool = False  # D's real images come from the domains that are asked of G; without, evenly from all, as in the paper
     skip: bool = False  # generator with skip connections; rows trained so are named "... skip"
     lambda_: float = 1.0  # weight of the task loss (Eqs 8, 9)
+    z_reward: float = 0.0  # weight of the reward for pictures that change with z; rows trained so are named "... z"
     generator_lr: float = 5e-5
     warmup_lr: float = 1e-3  # of the generator, whilst it copies
     discriminator_lr: float = 2e-4
@@ -122,7 +123,7 @@ def get_profile(
             raise FormulaGanError(f"{field}={getattr(profile, field)!r}: choose one of {', '.join(map(str, allowed))}")
     if profile.discriminator_beta1 >= 1 or profile.ema_decay >= 1:
         raise FormulaGanError("discriminator_beta1 and ema_decay are shares of the past: below 1")
-    may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "ema_decay", "discriminator_beta1")
+    may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "z_reward", "ema_decay", "discriminator_beta1")
     for field, kind in kinds.items():
         value = getattr(profile, field)
         if kind in (int, float) and (value < 0 or value == 0 and field not in may_be_zero):

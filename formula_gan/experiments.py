@@ -269,7 +269,7 @@ def variant_suffix(
     profile: Profile,
 ) -> str:
     "What the name of a row with a GAN says of the profile's departures from the paper's GAN."
-    return " skip" * profile.skip + " matched" * profile.matched_targets
+    return " skip" * profile.skip + " matched" * profile.matched_targets + " z" * bool(profile.z_reward)
 
 # %% ../nbs/09a_experiments.ipynb #8c50d9ce
 @torch.no_grad()

@@ -8,7 +8,7 @@ from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir,
 
 
 @pytest.mark.parametrize("override, message", [
-    ({"batch": "many"}, "batch='many' is not a valid int"), ({"batch": 2.5}, "batch=2.5"), ({"batch": 0}, "positive"), ({"lambda_": -1}, "0 or more"), ({"discriminator_beta1": 1}, "below 1"),
+    ({"batch": "many"}, "batch='many' is not a valid int"), ({"batch": 2.5}, "batch=2.5"), ({"batch": 0}, "positive"), ({"lambda_": -1}, "0 or more"), ({"z_reward": -1}, "0 or more"), ({"discriminator_beta1": 1}, "below 1"),
     ({"precision": "fp8"}, "bf16, fp32"), ({"colour": 1}, "no field 'colour'"), ({"sizing": "width"}, "height, symbol, symbol-oracle"), ({"lambda_": "nan"}, "float"),
     ({"name": "x"}, "no field 'name'")])
 def test_bad_overrides_are_named(override, message):

@@ -14,8 +14,10 @@ from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, collate
 from formula_gan.sagan import Discriminator, Generator, load_generator, save_generator
 from formula_gan.task_model import Recognizer, RecognizerConfig
 from formula_gan.tokenizer import Vocab
-from formula_gan.trainer import (GanModels, GanTask, RecognizerTask, Trainer, frozen, gan_step, pooled_l1, reconstruction_step,
-                                 target_class, update_average)
+from formula_gan import trainer
+from formula_gan.experiments import variant_suffix
+from formula_gan.trainer import (Z_CAP, GanModels, GanTask, RecognizerTask, Trainer, frozen, gan_settings, gan_step, pooled_l1, reconstruction_step,
+                                 stroke_change, target_class, update_average, z_term)
 
 VOCAB = Vocab.from_tokens([["1", "+", "-"]])
 TINY = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=16, dropout=0.1)
@@ -53,10 +55,10 @@ def test_gan_step_changes_no_parameter(step):
 
 
 @pytest.mark.parametrize("loss, learner", [("g_hinge", "generator"), ("anchor", "generator"), ("task_fake", "generator"), ("d_hinge", "discriminator"),
-                                           ("task_target", "task"), ("task_source", "task")])
+                                           ("z_term", "generator"), ("task_target", "task"), ("task_source", "task")])
 def test_each_loss_reaches_one_player(step, loss, learner):
     models, batch, z = step
-    losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 1.0, 1.0)
+    losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 1.0, 1.0, z_reward=1.0, second=torch.randn(2, 120))
     losses[loss].backward()
     for name, module in vars(models).items():
         touched = any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
@@ -79,7 +81,7 @@ def test_lambda_weighs_the_task_loss(step):
     totals = {}
     for lambda_ in (1.0, 3.0):
         losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, lambda_)
-        parts = {k: float(v) for k, v in losses.items()}
+        parts = {k: float(v.detach()) for k, v in losses.items()}
         assert parts["total"] == pytest.approx(sum(parts[k] for k in ("g_hinge", "d_hinge", "task_target", "task_source")) + lambda_ * parts["task_fake"], rel=1e-4)
     losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 0.0)
     assert not [k for k in losses if k.startswith("task")]
@@ -104,6 +106,102 @@ def test_anchor_forgives_small_moves():
     x = torch.zeros(1, 1, 16, 32); x[..., 4:6, 4:28] = 1
     mask, moved = torch.ones_like(x), torch.roll(x, 1, 2)
     assert pooled_l1(x, x, mask) == 0 and pooled_l1(moved, x, mask) < 0.7 * pooled_l1(torch.roll(x, 6, 2), x, mask)
+
+
+def test_term_rewards_pictures_that_differ_more():
+    x = torch.zeros(2, 1, 16, 64); x[..., 7:9, 4:60] = 1
+    z, other = torch.zeros(2, 8), 2 * torch.ones(2, 8)
+    def lifted(columns, by=5): y = x.clone(); y[..., 7:9, :columns] = 0; y[..., 7 - by:9 - by, 4:columns] = x[..., 7:9, 4:columns]; return y
+    terms = [float(z_term(x, lifted(columns), z, other)) for columns in (4, 8, 16, 28)]
+    assert terms[0] == 0 and terms == sorted(terms, reverse=True) and len(set(terms)) == 4 and terms[-1] > -Z_CAP
+    assert z_term(x, lifted(28), z, 2 * other) == terms[-1] / 2  # the same for noises twice as far apart is worth half
+    assert z_term(x, x.transpose(2, 3).reshape(x.shape), z, other) == -Z_CAP
+    assert (stroke_change(lifted(16), torch.cat([lifted(16)[:1], x[:1]])) > 0).tolist() == [False, True]
+
+
+def test_change_counts_no_cheap_ways():
+    "Neither a move of the whole, nor paleness, nor haze; a thicker pen much less than strokes elsewhere."
+    x = torch.zeros(1, 1, 32, 64); x[..., 15:17, 8:56] = 1
+    thick, moved = x.clone(), x.clone()
+    thick[..., 14:18, 8:56] = 1
+    moved[..., 15:17, 32:56] = 0; moved[..., 9:11, 32:56] = 1
+    assert stroke_change(x, x.roll((1, -2), (2, 3))) == 0 and stroke_change(x, x.roll(8, 2)) > 0.99
+    assert stroke_change(x, 0.5 * x) < 1e-6 and stroke_change(x, (x + 0.2).clamp(max=1)) < 1e-6
+    assert stroke_change(x, thick) < 0.4 * stroke_change(x, moved)
+    assert stroke_change(x, 0 * x).isfinite()
+
+
+def test_term_is_weighed_and_shares_its_batch(step, monkeypatch):
+    "The pictures of N more noises come from the batch of the others: equal noises give equal pictures."
+    models, batch, z = step
+    c = 1 - batch.domain
+    losses, fake = gan_step(models, batch, batch, z, c, 0.0, z_reward=3.0, second=torch.randn(1, 120))
+    parts = {k: float(v.detach()) for k, v in losses.items()}
+    assert fake.shape == batch.x.shape and parts["z_term"] < 0
+    assert parts["total"] == pytest.approx(parts["g_hinge"] + parts["d_hinge"] + 3 * parts["z_term"], rel=1e-5)
+    monkeypatch.setattr(trainer, "z_term", lambda first, second, *_: (first - second).abs().max())
+    assert gan_step(models, batch, batch, z, c, 0.0, z_reward=1.0, second=z[:1])[0]["z_term"] < 1e-5
+
+
+def test_reward_raises_the_difference(step):
+    "A few steps of the term alone."
+    models, batch, z = step
+    other, c = torch.randn(2, 120), 1 - batch.domain
+    optimizer, terms = torch.optim.Adam(models.generator.parameters(), 1e-3), []
+    for _ in range(8):
+        terms.append(gan_step(models, batch, batch, z, c, 0.0, z_reward=1.0, second=other)[0]["z_term"])
+        optimizer.zero_grad(), terms[-1].backward(), optimizer.step()
+    assert terms[-1] < 1.2 * terms[0] < 0
+
+
+@pytest.mark.slow
+def test_reward_makes_a_gan_heed_z(tmp_path, capsys):
+    "Two demo GANs without a task model: 120 steps of copying, 100 against the discriminator."
+    from itertools import combinations
+    from formula_gan.data import pad_margin
+    from formula_gan.experiments import make_images
+    profile = get_profile("demo", printed_formulas=200, synthetic_images=64, workers=1, batch=4, warmup_iterations=120, gan_iterations=100, lambda_=0)
+    sets, _, _ = make_images(profile, progress=False)
+    prints, ink = (sets[name].subset(np.flatnonzero(sets[name].shapes[:, 1] < 80)) for name in ("formulas_print", "train_ink"))
+    vocab, noises = Vocab.from_tokens([t.split() for t in prints.tokens + ink.tokens]), torch.randn(4, 120, generator=torch.Generator().manual_seed(0))
+    batch = collate([pad_margin(prints[n], profile) for n in range(16)], [[1, 2]] * 16)
+
+    @torch.no_grad()
+    def change(z_reward):  # share of the ink that lies elsewhere with another noise
+        task, folder = GanTask(replace(profile, z_reward=z_reward), [prints], [ink], vocab, target="handwritten"), tmp_path / str(z_reward)
+        with torch.enable_grad(): Trainer(task, folder, progress=False).run()
+        generator = load_generator(folder / "last.safetensors")
+        pictures = [generator(batch.x, z.expand(16, -1), torch.full((16,), HANDWRITTEN), batch.mask) for z in noises]
+        return float(torch.stack([stroke_change(a, b) for a, b in combinations(pictures, 2)]).mean())
+    off, on = change(0.0), change(5.0)
+    with capsys.disabled(): print(f"\nink elsewhere with another noise: {100 * off:.1f} % without, {100 * on:.1f} % with the reward")
+    assert on > 2 * off
+
+
+class Before(GanTask):
+    "The step as it was before there was a reward."
+    def step(self, batches, step, draw):
+        source, target = (b.to(self.device, torch.channels_last) for b in batches)
+        warm = step < self.profile.warmup_iterations
+        self.optimizers["generator"].param_groups[0]["lr"] = self.profile.warmup_lr if warm else self.profile.generator_lr
+        z = torch.randn(len(source.x), self.models.generator.z_dim, generator=draw)
+        c = target_class(source.domain, self.target, draw)
+        if warm: return reconstruction_step(self.models, source, target, z, c, self.profile.lambda_)[0]
+        return gan_step(self.models, source, target, z, c, self.profile.lambda_, self.profile.l1_anchor, self.profile.anchor_size)[0]
+
+
+def test_without_reward_all_is_as_before(tmp_path, monkeypatch):
+    "Losses and weights to the bit, no second picture, the cache's names."
+    def never(*_): raise AssertionError
+    monkeypatch.setattr(trainer, "z_term", never)
+    now, before = make_gan(), Before(PROFILE, [drawn(PRINTED)], [drawn(PRINTED), drawn(HANDWRITTEN, 1)], VOCAB)
+    for name, task in (("now", now), ("before", before)): Trainer(task, tmp_path / name, log_every=1, progress=False).run()
+    assert equal(weights(now), weights(before))
+    losses = [[line.split(",") for line in (tmp_path / name / "losses.csv").read_text().splitlines()] for name in ("now", "before")]
+    assert [row[:1] + row[2:] for row in losses[0]] == [row[:1] + row[2:] for row in losses[1]] and "z_term" not in losses[0][0]
+    on = replace(PROFILE, z_reward=2.0)
+    assert "z_reward" not in gan_settings(PROFILE) and gan_settings(on) == gan_settings(PROFILE) | {"z_reward": 2.0}
+    assert variant_suffix(on) == variant_suffix(PROFILE) + " z"
 
 
 def test_average_follows():
@@ -136,14 +234,17 @@ def test_exported_generators_statistics_are_measured_anew(tmp_path):
     assert equal(a, b) and not torch.equal(a["norm.running_mean"], before["average.norm.running_mean"])
 
 
-def test_resumed_gan_equals_uninterrupted(tmp_path):
-    whole, part = make_gan(), make_gan()
+@pytest.mark.parametrize("z_reward", [0.0, 2.0])
+def test_resumed_gan_equals_uninterrupted(tmp_path, z_reward):
+    make = lambda: make_gan(replace(PROFILE, z_reward=z_reward))
+    whole, part = make(), make()
     Trainer(whole, tmp_path / "whole", progress=False).run()
     part.steps = 3  # in the middle: after the warm-up
     Trainer(part, tmp_path / "part", progress=False).run()
-    resumed = make_gan()
-    trainer = Trainer(resumed, tmp_path / "part", progress=False)
-    assert trainer.step == 3 and trainer.run() and equal(weights(whole), weights(resumed))
+    resumed = make()
+    again = Trainer(resumed, tmp_path / "part", progress=False)
+    assert again.step == 3 and again.run() and equal(weights(whole), weights(resumed))
+    assert ("z_term" in (tmp_path / "whole" / "losses.csv").read_text()) == bool(z_reward)
 
 
 SCRIPT = """
