@@ -487,7 +487,7 @@ def run_row(
     return RowResult(rows, sheet, table, readings)
 
 # %% ../nbs/09a_experiments.ipynb #a9200002
-REALISM_IMAGES, DIVERSITY_FORMULAS, DIVERSITY_DRAWS = 1000, 100, 3  # of each side of KID and classifier; of diversity, and images of each of them
+REALISM_IMAGES, DIVERSITY_FORMULAS, DIVERSITY_DRAWS = 1000, 60, 3  # of each side of KID and classifier; of diversity, and images of each of them
 
 
 @dataclass
