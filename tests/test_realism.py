@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from formula_gan.core import REALISM_COLUMNS, FormulaGanError, get_profile, read_table
+from formula_gan.core import REALISM_COLUMNS, REALISM_KEY, FormulaGanError, get_profile, read_table, write_row
 from formula_gan.evaluation import Estimate, diversity, domain_classifier_accuracy, exprate_interval, label_folds
 
 
@@ -163,3 +163,27 @@ def test_networks_of_another_size_are_refused(table):
     experiments, _, _, _, _ = table
     with pytest.raises(FormulaGanError, match="symbols of 12 px.*symbol_height=12"): experiments.realism_table("demo", progress=False)
     with pytest.raises(FormulaGanError, match="no generator"): experiments.realism_table("demo", generator="none", progress=False)
+
+
+def test_report_reads_the_table(root, tmp_path, capsys, monkeypatch):
+    "The report's cells on a table, and without one."
+    import nbformat
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = [c.source for c in nbformat.read(root / "nbs" / "12_report.ipynb", 4).cells if c.cell_type == "code"]
+    setup, ours = cells[1], [source for source in cells if "realism" in source and "import" not in source]
+
+    def run(folder):
+        space, shown = {"artifacts": str(folder)}, []
+        exec(setup, space)
+        space["display"] = shown.append
+        for source in ours: exec(source, space)
+        return shown, capsys.readouterr().out, space["plt"]
+    shown, said, _ = run(tmp_path)
+    assert not shown and "realism.csv holds no row yet" in said
+    common = dict(content_low=1, content_high=99, classifier_low=60, classifier_high=95, content_n=9, n=9, diversity_n=9, network="x", profile="laptop", seed=0)
+    for row, kid, diverse in (("print", 0.02, 50), ("stitched", 0.001, 90), ("GAN", 0.004, 3), ("real", 0, 100)):
+        write_row(tmp_path / "realism.csv", common | dict(row=row, kid=kid, kid_low=kid - 0.001, kid_high=kid + 0.001, classifier=90, content_exprate=30, diversity=diverse),
+                  REALISM_COLUMNS, REALISM_KEY)
+    shown, said, plt = run(tmp_path)
+    assert len(shown) == 1 and "0.0040" in shown[0].to_html() and "stitched is nearest to real ink in KID, GAN next (their intervals do not meet)" in said and "by 3 %" in said
+    assert plt.gca().get_title().startswith("3 of 3 sets pass")
