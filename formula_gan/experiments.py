@@ -595,7 +595,7 @@ def realism_table(
     count: int = REALISM_IMAGES,  # images of each side of KID and classifier, at most
     progress: bool = True,
 ) -> RealismResult:
-    "Print, stitched ink, a generator's images and real ink in one table. Its rows go to `realism.csv`; the test set has no part in it."
+    "Print, stitched ink, a generator's images and real ink in one table. Its rows go to `realism.csv`, pictures to `sheet_realism.png` beside it; the test set has no part in it."
     from tqdm import tqdm
     profile, start, device = get_profile(profile) if isinstance(profile, str) else profile, time.monotonic(), pick_device()
     writer, reader = load_generator(generator), load_recognizer(network).to(device, memory_format=torch.channels_last)
@@ -612,7 +612,9 @@ def realism_table(
     table = results_table(profile, "realism.csv")
     facts = provenance(profile, seed, (time.monotonic() - start) / 60, device)
     for r in rows: write_row(table, r | facts, REALISM_COLUMNS, REALISM_KEY)
-    return RealismResult([r | facts for r in rows], table, realism_sheet(look, reference))
+    sheet = realism_sheet(look, reference)
+    with atomic_path(table.with_name("sheet_realism.png")) as path: sheet.save(path)
+    return RealismResult([r | facts for r in rows], table, sheet)
 
 
 def realism_sheet(
