@@ -401,6 +401,7 @@ def open_image(
     except FormulaGanError: raise
     except Image.DecompressionBombError: raise FormulaGanError(f"{name} has more than {LARGEST_IMAGE >> 20} Mpx: reduce it first") from None
     except FileNotFoundError: raise FormulaGanError(f"{name}: no such file") from None
+    except IsADirectoryError: raise FormulaGanError(f"{name} is a folder: name the images in it") from None
     except Exception as error:  # Pillow's decoders raise nearly anything
         raise FormulaGanError(f"{name} is not a whole image ({' '.join(str(error).split())[:80] or type(error).__name__}): give a PNG, JPEG, BMP, GIF, TIFF, WebP or PPM file") from None
 

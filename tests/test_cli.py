@@ -1,4 +1,5 @@
 """The command line as a process: results, exit codes, one-line errors, nothing half-written."""
+import io
 import json
 import subprocess
 import sys
@@ -43,9 +44,53 @@ def test_help_is_quick_and_light(clean_environment, tmp_path):
 
 
 def test_usage_errors_end_with_2(capsys):
-    for words in ([], ["nonsense"], ["render"], ["table1", "--seed", "x"], ["table2", "--seed", "x"]):
+    for words, message in (([], "recognize"), (["nonsense"], "synthesize"), (["render"], "--out"), (["table1", "--seed", "x"], "whole number, 0 or more"), (["table2", "--seed", "-1"], "0 or more"),
+                           (["render", "x", "--out", "x.png", "--sample", "-1"], "0 or more"), (["train", "--lambda", "nan", "--out", "g.safetensors"], "'nan' must be a number"),
+                           (["table1", "--row", "7", "--max-minutes", "-1"], "0 or more")):
         with pytest.raises(SystemExit) as ended: cli.main(words)
-        assert ended.value.code == 2
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_version(capsys):
+    from formula_gan import __version__
+    with pytest.raises(SystemExit) as ended: cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"formula-gan {__version__}\n"
+
+
+def mistakes():
+    "A stranger's, in a folder with the files that `test_mistakes` makes; and what the one line says."
+    yield "synthesize f.json out", "f.json", ".jsonl"
+    yield "synthesize keys.jsonl out", "--column", "'latex'"
+    yield "synthesize folder out", "cannot read folder: Is a directory"
+    yield "synthesize - out", "the standard input holds no formula"
+    yield "synthesize f.txt f.txt --generator g.safetensors", "cannot make the folder f.txt: File exists"
+    yield "synthesize f.txt folder --generator g.safetensors", "folder holds other files"
+    yield "synthesize f.txt out --generator f.txt", "f.txt is damaged"
+    yield "recognize folder", "folder is a folder: name the images in it"
+    yield "recognize none.png folder", "none of the 2 images could be read: none.png: no such file"
+    yield "render x --out f.txt/x.png", "f.txt is a file, not a folder"
+    yield "render x --out folder/x.png", "folder/x.png is a folder"
+    yield "render --file - --out images", "the standard input holds no formula"
+    yield "evaluate - -", "give a file"
+    yield "evaluate f.txt -", "f.txt has 1 lines, the standard input 0"
+    yield "evaluate --recognizer default --test-set none", "no test set 'none'"
+    yield "train --out new.safetensors", "--row", "--lambda"
+    yield "train --row 7 --out f.txt/new.safetensors", "f.txt is a file, not a folder"
+    yield "table2 --row VIII --generator none.safetensors", "no generator 'none.safetensors'"
+
+
+@pytest.mark.parametrize("words, message", [(words, message) for words, *message in mistakes()])
+def test_mistakes(weights, tmp_path, monkeypatch, capsys, words, message):
+    "One line that names the thing and the remedy, exit code 2, nothing written."
+    for name, text in {"f.txt": "x^2\n", "f.json": '["x^2"]\n', "keys.jsonl": '{"tex": "x"}\n', "folder/x.png/y": ""}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    code, shown = cli.main(words.split()), capsys.readouterr()
+    assert code == 2 and shown.out == "" and len(shown.err.splitlines()) == 1 and all(word in shown.err for word in message), shown
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_render_one(command, tmp_path):
@@ -109,6 +154,33 @@ def test_synthesize(weights, tmp_path, capsys):
     for rest, word in ((["--format", "inkml"], "InkML"), (["--shard", "4/3"], "3/16"), (["--column", "tex"], "column"), (["--exact", "--recognizer", "no.safetensors"], "no.safetensors")):
         assert cli.main(["synthesize", str(tmp_path / "bad.csv"), str(tmp_path / "new"), "--generator", weights, *rest]) == 2
         assert word in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_two_processes_of_a_launcher(weights, tmp_path, clean_environment):
+    "The same set as one process makes; a formula that is skipped does not end the other process."
+    (tmp_path / "f.txt").write_text("\\frac{\n" + "".join(f"x_{{{i}}}\n" for i in range(127)))
+    (tmp_path / "run.py").write_text("import sys\nfrom formula_gan.cli import main\nsys.exit(main())\n")
+    options = [str(tmp_path / "f.txt"), "--generator", weights, "--shard-size", "64"]
+    assert cli.main(["synthesize", *options, str(tmp_path / "one")]) == 1
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+                           "run.py", "synthesize", *options, str(tmp_path / "two")], cwd=tmp_path, env={**clean_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "63 images" in done.stdout and "part 2/2" in done.stdout and "skipped line 1" in done.stderr, done
+    one, two = ({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in (tmp_path / "one", tmp_path / "two"))
+    assert one == two and len(one) == 5
+
+
+def test_a_launched_process_ends_with_0_where_formulas_are_skipped(weights, tmp_path, monkeypatch, capsys):
+    "A launcher takes any other code for a crash; what was skipped is listed all the same, also in a part where nothing could be written."
+    (tmp_path / "f.txt").write_text("\\frac{\n" * 64 + "x\n\\frac{\n")
+    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--shard-size", "64"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, what in (("0", "0 images"), ("1", "1 images")):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(words) == 0
+        shown = capsys.readouterr()
+        assert what in shown.out and f"part {int(rank) + 1}/2" in shown.out and "skipped line" in shown.err
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert cli.main([*words, "--seed", "1"]) == 2  # a real error still is one
 
 
 def test_own_part(monkeypatch):

@@ -1,8 +1,8 @@
 """`synthesize`: every format read back by a reader of its own, the same bytes whatever the sharding, and after a kill."""
-import importlib.util
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -109,16 +109,30 @@ def test_broken_formulas_are_skipped_and_listed(generator, tmp_path):
     assert sum("skipped" in line for line in read_manifest(tmp_path / "out")) == 8
 
 
-def test_captions_as_comer_reads_them(generator, tmp_path):
-    synthesize(BROKEN, tmp_path / "out", generator, 1, format="captions", device="cpu", progress=False)
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
-        for path in (tmp_path / "out").rglob("*"): archive.write(path, f"data/train/{path.relative_to(tmp_path / 'out')}")
-    with zipfile.ZipFile(tmp_path / "data.zip") as archive:
-        rows = [line.decode().strip().split() for line in archive.open("data/train/caption.txt")]
-        assert [row[1:] for row in rows] == [normalize(BROKEN[0]).split(), normalize(BROKEN[3]).split()]
-        for name, *_ in rows:
-            image = Image.open(archive.open(f"data/train/img/{name}.bmp")).copy()
-            assert image.mode == "L" and set(np.unique(np.asarray(image))) <= {0, 255} and np.asarray(image)[0].max() == 0
+def read_captions(archive, folder, images):
+    "CoMER and BTTR: a line's first word names the image, the others are its symbols."
+    rows = [line.decode().strip().split() for line in archive.open(f"{folder}/caption.txt")]
+    return [(Image.open(archive.open(f"{images}/{name}.bmp")).copy(), symbols) for name, *symbols in rows]
+
+
+@pytest.mark.parametrize("reader", ["comer", "bttr", "ical"])
+def test_captions_as_recognisers_read_them(generator, tmp_path, reader):
+    "The folder as it is in CoMER's zip; with the small change that the notebook describes in BTTR's, and in the folder of ICAL and TAMER."
+    out, path = tmp_path / "out", tmp_path / "data.zip"
+    synthesize(BROKEN, out, generator, 1, format="captions", device="cpu", progress=False)
+    if reader == "bttr": (out / "caption.txt").rename(out / "img" / "caption.txt"); (out / "img").rename(out / "train")
+    if reader == "ical":
+        images = {n: np.asarray(Image.open(out / f"img/{n}.bmp")) for n, *_ in map(str.split, open(out / "caption.txt"))}
+        samples = [(images[name], symbols) for name, *symbols in map(str.split, (out / "caption.txt").read_text().splitlines())]
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in out.rglob("*"): archive.write(file, str(file.relative_to(out) if reader == "bttr" else "data/train" / file.relative_to(out)))
+        with zipfile.ZipFile(path) as archive:
+            samples = read_captions(archive, "train", "train") if reader == "bttr" else read_captions(archive, "data/train", "data/train/img")
+    assert [symbols for _, symbols in samples] == [normalize(BROKEN[0]).split(), normalize(BROKEN[3]).split()]
+    for image, _ in samples:
+        pixels = np.asarray(image)
+        assert pixels.dtype == np.uint8 and pixels.ndim == 2 and set(np.unique(pixels)) == {0, 255} and pixels[0].max() == 0  # white ink on black
 
 
 def test_imagefolder(generator, tmp_path):
@@ -127,18 +141,29 @@ def test_imagefolder(generator, tmp_path):
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in lines] == [normalize(BROKEN[0]), normalize(BROKEN[3])]
     assert {line["file_name"] for line in lines} == {p.name for p in folder.glob("*.png")}
-    if importlib.util.find_spec("datasets"):
-        from datasets import load_dataset
-        rows = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
-        assert [row["tokens"] for row in rows] == [line["tokens"] for line in lines] and rows[0]["image"].mode == "L"
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("webdataset"), reason="webdataset is not installed")
 def test_webdataset_library(whole):
-    import webdataset
-    shards = [str(p) for p in sorted(whole.glob("shard-*.tar"))]
-    rows = list(webdataset.WebDataset(shards, shardshuffle=False).decode("l8").to_tuple("png", "json"))
-    assert len(rows) == 132 and rows[0][1]["latex"] == FORMULAS[0] and rows[0][0].ndim == 2
+    "Every sample, in order: its line of the manifest and the pixels of its PNG."
+    webdataset = pytest.importorskip("webdataset")
+    shards = sorted(whole.glob("shard-*.tar"))
+    pngs = {k: s["png"] for p in shards for k, s in read_tar(p.read_bytes()).items()}
+    rows = list(webdataset.WebDataset([str(p) for p in shards], shardshuffle=False).decode("l8").to_tuple("__key__", "png", "json"))
+    assert [row[2] for row in rows] == list(read_manifest(whole))
+    assert all(np.array_equal(image, np.asarray(Image.open(io.BytesIO(pngs[key])))) for key, image, _ in rows)
+
+
+def test_datasets_library(generator, whole, tmp_path):
+    "Hugging Face's loader finds every image of every shard, with all fields of its line."
+    datasets = pytest.importorskip("datasets")
+    make(generator, tmp_path / "out", format="imagefolder")
+    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    lines = {line["key"]: line for line in read_manifest(tmp_path / "out")}
+    assert len(rows) == 132 and {row["key"] for row in rows} == set(lines)
+    for row in rows:
+        line = lines[row["key"]]
+        assert {k: row[k] for k in ("latex", "tokens", "font", "size", "item_seed", "file")} == {k: line[k] for k in ("latex", "tokens", "font", "size", "item_seed", "file")}
+        assert row["image"].mode == "L" and np.array_equal(np.asarray(row["image"]), np.asarray(Image.open(tmp_path / "out" / line["file"])))
 
 
 @pytest.mark.parametrize("options, message", [
@@ -159,16 +184,43 @@ def test_two_sets_do_not_mix(whole, generator, tmp_path):
     with pytest.raises(FormulaGanError, match="no formulas"): synthesize([], tmp_path / "out", generator)
 
 
-def test_a_full_disk_keeps_what_is_whole(whole, generator, tmp_path, monkeypatch):
-    write = tarfile.TarFile.addfile
-    def full(self, entry, content):
-        if entry.name.startswith("00000020"): raise OSError(28, "No space left on device")
-        return write(self, entry, content)
-    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
-    with pytest.raises(FormulaGanError, match="No space left"): make(generator, tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").iterdir() if "shard" in p.name] == ["shard-00000.tar"]
+@pytest.mark.parametrize("format", synthesis.FORMATS)
+def test_a_full_disk_keeps_what_is_whole(generator, tmp_path, monkeypatch, format):
+    "In the second of three shards; the message counts what is kept, nothing else is left, and the same call goes on to the same bytes."
+    write = synthesis.encode_image
+    def full(image, kind, count=[0]):
+        count[0] += 1
+        if count[0] == 80: raise OSError(28, "No space left on device")
+        return write(image, kind)
+    out = tmp_path / "out"
+    monkeypatch.setattr(synthesis, "encode_image", full)
+    with pytest.raises(FormulaGanError, match="No space left on device; 1 finished shards are kept: make room"): make(generator, out, format=format)
     monkeypatch.undo()
-    assert make(generator, tmp_path / "out").found == 1 and contents(tmp_path / "out") == contents(whole)
+    names = {path.split(".")[0] for path in contents(out)}
+    assert "manifest/shard-00000" in names and not any("shard-00001" in name for name in names) and not list(out.glob(".*"))
+    assert make(generator, out, format=format).found == 1
+    make(generator, tmp_path / "undisturbed", format=format)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_a_limit_on_files_is_a_full_disk(generator, tmp_path):
+    "The system itself refuses the second, larger shard; without the limit the same call goes on."
+    formulas = ["x"] * 64 + [" + ".join("abcdefghijkl")] * 64
+    def call(out): return synthesize(formulas, tmp_path / out, generator, shard_size=64, device="cpu", progress=False)
+    call("undisturbed")
+    small, large = ((tmp_path / "undisturbed" / f"shard-0000{n}.tar").stat().st_size for n in (0, 1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((small + large) // 2, before[1]))
+    try:
+        with pytest.raises(FormulaGanError, match="File too large; 1 finished shards are kept: make room"): call("out")
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").glob(".*")) and call("out").found == 1 and contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_place_that_is_no_folder(generator, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "set"):
+        with pytest.raises(FormulaGanError, match="cannot make the folder"): make(generator, out)
 
 
 def test_the_filter_drops_and_counts(generator, tmp_path, monkeypatch):
