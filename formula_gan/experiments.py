@@ -789,7 +789,7 @@ def compare_rows(
         truths = [t for t, _ in first.readings[norm]]
         found = dataclasses.asdict(compare(*([r for _, r in result.readings[norm]] for result in (first, second)), truths))
         pair = {"row": other["row"], "versus": one["row"], "versus_norm": one["train_norm"]} | {k: other[k] for k in PAIR_KEY if not k.startswith("versus") and k != "row"}
-        pairs.append(pair | {"n": len(truths)} | {{"only_first": "only_versus", "only_second": "only_row"}.get(k, k): round(v, 5) for k, v in found.items()})
+        pairs.append(pair | {"n": len(truths)} | {{"only_first": "only_versus", "only_second": "only_row"}.get(k, k): float(f"{v:.5g}") if isinstance(v, float) else v for k, v in found.items()})
     for pair in pairs: write_row(results[0].table.with_name("table2_pairs.csv"), pair, tuple(pair), PAIR_KEY)
     return pandas.DataFrame(pairs)
 
