@@ -495,8 +495,8 @@ REALISM_IMAGES, DIVERSITY_FORMULAS, DIVERSITY_DRAWS = 1000, 60, 3  # of each sid
 class RealInk:
     "The real ink that sets are measured with."
     reference: ImageSet  # one image of each formula, of one half of the training writers
-    other: ImageSet  # the same of the other half
-    bank: object  # ink.SymbolBank of that other half
+    both: tuple[ImageSet, ImageSet]  # of the formulas that both halves wrote: one image of each by the same half, one by the other
+    bank: object  # ink.SymbolBank of the other half
     valid: ImageSet  # of held-out writers, formulas of which training has none
     several: ImageSet  # formulas that several training writers wrote, up to `DIVERSITY_DRAWS` of them
 
@@ -505,7 +505,7 @@ def part_writers(
     profile: Profile,
     data_dir: str = "",
     seed: int = 0,
-    count: int = REALISM_IMAGES,  # images of each half, at most
+    count: int = REALISM_IMAGES,  # images of each side, at most
     progress: bool = True,
 ) -> RealInk:
     "Part the training ink by writer."
@@ -520,10 +520,11 @@ def part_writers(
         formula, who = images.tokens[n], writer[images.extra[n]["id"]]
         once[half[who]].setdefault(formula, n)
         hands.setdefault(formula, {}).setdefault(who, n)
-    reference, other = (images.subset(list(chosen.values())[:count]) for chosen in once)
+    reference = images.subset(list(once[0].values())[:count])
+    both = tuple(images.subset(chosen[formula] for formula in [f for f in once[0] if f in once[1]][:count]) for chosen in once)
     several = [list(found.values())[:DIVERSITY_DRAWS] for found in hands.values() if len(found) > 1][:DIVERSITY_FORMULAS]
     bank = SymbolBank.from_inks(ink for ink in inks if half[writer[ink.id]])
-    return RealInk(reference, other, bank, sets["valid_ink"], images.subset(n for group in several for n in group))
+    return RealInk(reference, both, bank, sets["valid_ink"], images.subset(n for group in several for n in group))
 
 # %% ../nbs/09a_experiments.ipynb #a9200003
 def write_ways(
@@ -546,7 +547,7 @@ def realism_sets(
     profile: Profile,
     seed: int = 0,
     progress: bool = True,
-) -> tuple[ImageSet, dict, dict, dict]:  # the reference; row -> ImageSet for KID and classifier, for the content score, for diversity
+) -> tuple[tuple[ImageSet, ImageSet], dict, dict, dict]:  # what made sets and what `real` is compared with; row -> ImageSet for KID and classifier, for the content score, for diversity
     "The images of every row, on formulas that all of them have; real ink is the row `real`."
     def prints(formulas, *sizes): return print_images(list(formulas), profile, derive_seed(seed, "realism"), sizes, progress=progress)[0]
     def ways(images): return write_ways(images, ink.bank, generator, profile, seed, progress)
@@ -557,7 +558,7 @@ def realism_sets(
     formulas = np.repeat(list(dict.fromkeys(ink.several.tokens)), DIVERSITY_DRAWS).tolist()
     once = prints(formulas[::DIVERSITY_DRAWS], 1.0, 1.0)
     draws = ways(once.subset(np.repeat(np.arange(len(once)), DIVERSITY_DRAWS))) | {"print": prints(formulas, 1.0, 1.0)}
-    return of(ink.reference, look["GAN"]), look | {"real": ink.other}, content | {"real": of(ink.valid, content["GAN"])}, draws | {"real": ink.several}
+    return (of(ink.reference, look["GAN"]), ink.both[0]), look | {"real": ink.both[1]}, content | {"real": of(ink.valid, content["GAN"])}, draws | {"real": ink.several}
 
 # %% ../nbs/09a_experiments.ipynb #a9200004
 def realism_figures(
@@ -603,17 +604,17 @@ def realism_table(
     for name, known in ((generator, trained_profile(writer)), (network, trained_profile(reader))):
         if (known.symbol_height, known.sizing) != (profile.symbol_height, profile.sizing):
             raise FormulaGanError(f"{name} knows symbols of {known.symbol_height:g} px ({known.sizing}): give a profile with symbol_height={known.symbol_height:g}, sizing={known.sizing}")
-    reference, look, content, draws = realism_sets(part_writers(profile, data_dir, seed, count, progress), writer, profile, seed, progress)
+    references, look, content, draws = realism_sets(part_writers(profile, data_dir, seed, count, progress), writer, profile, seed, progress)
     def measured(images): return image_features(reader, images, profile, device) if len(images) else np.zeros((0, 1)), images.tokens
-    real, hands, rows = measured(reference), measured(draws["real"]), []
+    (made, real), hands, rows = map(measured, references), measured(draws["real"]), []
     for row, varied in tqdm({"print": "font", "stitched": "hand", "GAN": "z", "real": "writer"}.items(), desc="measuring", disable=not progress):
         readings = read_images(reader, content[row], profile, 1, device)
-        rows.append({"row": row, **realism_figures(real, measured(look[row]), measured(draws[row]), hands, readings, content[row].tokens, seed), "varied": varied,
+        rows.append({"row": row, **realism_figures(real if row == "real" else made, measured(look[row]), measured(draws[row]), hands, readings, content[row].tokens, seed), "varied": varied,
                      "network": f"{Path(network).stem} {weights_digest(reader)}", "generator": f"{Path(generator).stem} {weights_digest(writer)}" if row == "GAN" else ""})
     table = results_table(profile, "realism.csv")
     facts = provenance(profile, seed, (time.monotonic() - start) / 60, device)
     for r in rows: write_row(table, r | facts, REALISM_COLUMNS, REALISM_KEY)
-    sheet = realism_sheet(look, reference)
+    sheet = realism_sheet(look, references[0])
     with atomic_path(table.with_name("sheet_realism.png")) as path: sheet.save(path)
     return RealismResult([r | facts for r in rows], table, sheet)
 

@@ -109,8 +109,9 @@ def table(tmp_path_factory):
     profile = get_profile("demo", height=64, symbol_height=12, synthetic_images=4, printed_formulas=4, workers=1)
     corpus = experiments.load_corpus(profile, progress=False)
     corpus.ink = {name: inks[:40 if name == "train" else 12] for name, inks in corpus.ink.items()}
-    corpus.ink["train"] += demo_inks([i.latex for i in corpus.ink["train"][:12]], seed=99)
+    corpus.ink["train"] += demo_inks([i.latex for i in corpus.ink["train"][:24]], seed=99)
     patch.setattr(experiments, "load_corpus", lambda *a, **k: corpus)
+    patch.setattr(experiments, "DIVERSITY_FORMULAS", 8)
     parts, part = [], experiments.part_writers
     patch.setattr(experiments, "part_writers", lambda *a, **k: parts.append(part(*a, **k)) or parts[-1])
     yield experiments, profile, experiments.realism_table(profile, progress=False), parts[0], corpus
@@ -122,7 +123,7 @@ def test_table_has_a_row_for_each_set(table):
     assert [r["row"] for r in result.rows] == ["print", "stitched", "GAN", "real"] and all(set(r) <= set(REALISM_COLUMNS) for r in result.rows)
     for r in result.rows:
         for name in ("kid", "classifier", "diversity"): assert r[f"{name}_low"] <= r[name] + 0.01 and r[name] <= r[f"{name}_high"] + 0.01, (r["row"], name)
-        assert r["content_low"] <= r["content_exprate"] <= r["content_high"] and r["diversity_n"] >= 5 and r["n"] >= 10
+        assert r["content_low"] <= r["content_exprate"] <= r["content_high"] and r["diversity_n"] >= 5 and r["n"] >= 5
     figures = {r["row"]: r for r in result.rows}
     assert figures["real"]["diversity"] == 100 and 0 < figures["GAN"]["diversity"] < figures["stitched"]["diversity"]
     assert figures["GAN"]["generator"].startswith("default ") and figures["print"]["generator"] == "" and np.asarray(result.sheet).std() > 0
@@ -133,9 +134,10 @@ def test_no_writer_is_on_both_sides_and_no_test_ink_is_used(table):
     from formula_gan.ink import writer_key
     _, _, _, ink, corpus = table
     writer = {i.id: writer_key(i) for i in corpus.ink["train"]}
-    sides = [{writer[e["id"]] for e in images.extra} for images in (ink.reference, ink.other)]
+    sides = [{writer[e["id"]] for e in images.extra} for images in (ink.reference, ink.both[1])]
     assert all(sides) and not sides[0] & sides[1] and set(ink.bank.writers) <= set(writer.values()) - sides[0]
-    for images in (ink.reference, ink.other): assert len(set(images.tokens)) == len(images)
+    assert {writer[e["id"]] for e in ink.both[0].extra} <= sides[0] and ink.both[0].tokens == ink.both[1].tokens
+    for images in (ink.reference, *ink.both): assert len(set(images.tokens)) == len(images)
     assert {e["id"] for e in ink.valid.extra} == {i.id for i in corpus.ink["valid"]}
     hands = [(t, writer[e["id"]]) for t, e in zip(ink.several.tokens, ink.several.extra)]
     assert len(set(hands)) == len(hands) and min(sum(t == u for u in ink.several.tokens) for t in ink.several.tokens) > 1
@@ -144,10 +146,11 @@ def test_no_writer_is_on_both_sides_and_no_test_ink_is_used(table):
 def test_sets_are_of_the_same_formulas(table):
     experiments, profile, _, ink, _ = table
     from formula_gan.sagan import load_generator
-    reference, look, content, draws = experiments.realism_sets(ink, load_generator("default"), profile, progress=False)
+    (reference, first), look, content, draws = experiments.realism_sets(ink, load_generator("default"), profile, progress=False)
     for name in ("print", "stitched", "GAN"):
         assert look[name].tokens == look["print"].tokens and set(look[name].tokens) == set(reference.tokens)
         assert set(content[name].tokens) == set(content["real"].tokens) <= set(ink.valid.tokens)
+    assert first.tokens == look["real"].tokens
     prints, written = draws["GAN"].tokens, draws["GAN"]
     assert prints[0] == prints[1] == prints[2] and not np.array_equal(written[0], written[1])  # another z
 
