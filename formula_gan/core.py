@@ -74,7 +74,7 @@ PROFILES = {p.name: p for p in (
             discriminator_beta1=0.5, discriminator_gain=32, generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
             gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000, updates=14_000,
-            printed_formulas=8_000, l1_anchor=1.0, anchor_size=8, matched_targets=True, skip=True, generator_lr=2e-4,
+            printed_formulas=8_000, l1_anchor=1.0, anchor_size=8, matched_targets=True, skip=True, z_reward=5.0, generator_lr=2e-4,
             discriminator_lr=4e-4, discriminator_beta1=0.5, discriminator_gain=32, task_lr=1e-3, recognizer_lr=1e-3, recognizer_stride=8),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
