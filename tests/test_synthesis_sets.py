@@ -3,6 +3,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,7 @@ from PIL import Image
 from formula_gan import synthesis
 from formula_gan.core import FormulaGanError
 from formula_gan.sagan import Generator
-from formula_gan.synthesis import FORMATS, SUMMARY_COLUMNS, open_written, plan_item, read_manifest, set_gallery, summarize_set, synthesize
+from formula_gan.synthesis import FORMATS, SUMMARY_COLUMNS, open_written, plan_item, read_manifest, readback_sheet, score_thresholds, set_gallery, summarize_set, synthesize
 from formula_gan.task_model import Hypothesis, Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import Vocab, normalize
 
@@ -325,3 +326,16 @@ def test_every_format_shows_its_pictures(whole, generator, tmp_path, format):
         assert np.array_equal(picture, np.where(tar > 127, 255, 0) if format == "captions" else tar)
     gallery = set_gallery(tmp_path / "set", count=2, columns=1)
     assert gallery.mode == "L" and gallery.height > 2 * 20
+
+
+def test_thresholds_count_what_was_read(whole, tmp_path):
+    with pytest.raises(FormulaGanError, match="give `synthesize` a recogniser"): score_thresholds(whole)
+    shutil.copytree(whole, tmp_path / "set")
+    lines = [line | {"score": 0.4 + 0.5 * (n % 2), "reading": line["tokens"] if n % 4 == 1 else "wrong"} for n, line in enumerate(read_manifest(whole))]
+    for path in (tmp_path / "set" / "manifest").glob("*"): path.unlink()
+    (tmp_path / "set" / "manifest" / "shard-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = score_thresholds(tmp_path / "set").set_index("min_score")
+    assert table.loc[0].tolist() == [132, 100, 25, 100] and table.loc[0.5].tolist() == table.loc[0.9].tolist() == [66, 50, 50, 100]
+    assert table.loc[0.95, "kept"] == 0 and table.loc[0.95].isna()["exact_percent"] and table.loc[0.95, "exact_kept_percent"] == 0
+    some, more = (readback_sheet(tmp_path / "set", count) for count in (2, 4))
+    assert some.mode == "L" and more.height > some.height
