@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SpectralNorm', 'spectral', 'conv', 'masked', 'mask_pyramid', 'pad_to_multiple', 'check_inputs', 'attend_plain',
-           'attend_fused', 'SelfAttention', 'DownBlock', 'down_blocks', 'affine', 'NormReLU', 'BatchNormReLU',
-           'ConditionalBatchNorm', 'UpsampleConv', 'UpBlock', 'Skip', 'Generator', 'standing_statistics',
-           'Discriminator', 'hinge_discriminator', 'hinge_generator', 'generator_config', 'save_generator',
-           'load_generator']
+           'attend_fused', 'attend_sliced', 'SelfAttention', 'DownBlock', 'down_blocks', 'affine', 'NormReLU',
+           'BatchNormReLU', 'ConditionalBatchNorm', 'UpsampleConv', 'UpBlock', 'Skip', 'Generator',
+           'standing_statistics', 'Discriminator', 'hinge_discriminator', 'hinge_generator', 'generator_config',
+           'save_generator', 'load_generator']
 
 # %% ../nbs/05_sagan.ipynb #59d240eb
 import torch
@@ -137,6 +137,22 @@ def attend_fused(
     f, g, h = (F.pad(t, (0, h.shape[2] - t.shape[2])).contiguous()[:, None] for t in (f, g, h))
     return F.scaled_dot_product_attention(g, f, h, scale=1)[:, 0]
 
+# %% ../nbs/05_sagan.ipynb #b3d40f7e
+def attend_sliced(
+    f: torch.Tensor,  # (B,N,K) keys
+    g: torch.Tensor,  # (B,N,K) queries
+    h: torch.Tensor,  # (B,N,C) values
+    most: int = 2**20,  # scores in memory, in float32 always
+) -> torch.Tensor:  # (B,N,C)
+    "Eqs 3-5 for some queries of one image at a time, so that their scores stay in a CPU's cache; with gradients it would keep them all."
+    o, size = torch.empty_like(h), max(1, most // f.shape[1])
+    with torch.autocast(h.device.type, enabled=False):
+        for keys, queries, values, out in zip(f.float(), g.float(), h, o):
+            for start in range(0, len(queries), size):
+                rows = slice(start, start + size)
+                torch.mm((queries[rows] @ keys.T).softmax(1).to(values.dtype), values, out=out[rows])
+    return o
+
 # %% ../nbs/05_sagan.ipynb #46eea3b5
 class SelfAttention(nn.Module):
     "Eqs 3-6 over all positions, at full resolution; f and g have an eighth of the channels, h all of them."
@@ -158,10 +174,15 @@ class SelfAttention(nn.Module):
         f, g, h = flat(self.f(x)), flat(self.g(x)), flat(self.h(x))
         if mask is not None:
             f, g = torch.cat([f, 1e4 * flat(mask - 1).to(f.dtype)], 2), F.pad(g, (0, 1), value=1)
-        few = x.device.type == "cpu" and x.shape[0] * h.shape[1] ** 2 <= self.plain_limit
-        o = (attend_plain if few else attend_fused)(f, g, h)
+        o = self.attend(x)(f, g, h)
         o = o.transpose(1, 2).unflatten(2, x.shape[2:])
         return x + masked(self.gamma.to(o.dtype) * o, mask)
+
+    def attend(self, x):
+        "The quickest of the three forms for x (B,C,H,W)."
+        if x.device.type != "cpu": return attend_fused
+        if not torch.is_grad_enabled(): return attend_sliced
+        return attend_plain if x.shape[0] * x.shape[2:].numel() ** 2 <= self.plain_limit else attend_fused
 
 # %% ../nbs/05_sagan.ipynb #b6c5a1bd
 class DownBlock(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from formula_gan.core import FormulaGanError
 from formula_gan.sagan import (BatchNormReLU, ConditionalBatchNorm, Discriminator, DownBlock, Generator, NormReLU, SelfAttention,
-                               SpectralNorm, UpBlock, UpsampleConv, attend_fused, attend_plain, conv, hinge_discriminator,
+                               SpectralNorm, UpBlock, UpsampleConv, attend_fused, attend_plain, attend_sliced, conv, hinge_discriminator,
                                hinge_generator, spectral, standing_statistics)
 
 
@@ -101,6 +101,23 @@ def test_attention_equals_the_equations(limit):
     with torch.no_grad(): layer.gamma.fill_(0.7)
     x = 2 * torch.randn(2, 16, 3, 5)
     torch.testing.assert_close(layer(x), naive_attention(layer, x), atol=1e-5, rtol=1e-4)
+    with torch.no_grad(): torch.testing.assert_close(layer(x), naive_attention(layer, x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 39, 41, 300, 10**6])
+def test_slices_leave_nothing_out(most):
+    f, g, h = (torch.randn(3, 40, k) for k in (3, 3, 16))
+    torch.testing.assert_close(attend_sliced(f, g, h, most), attend_plain(f, g, h))
+
+
+def test_slices_keep_float32_scores_under_autocast():
+    f, g, h = (torch.randn(2, 200, k) for k in (17, 17, 32))
+    exact = attend_plain(f.bfloat16().float(), g.bfloat16().float(), h.bfloat16().float())
+    error = lambda o: (o.float() - exact).abs().max().item()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = [t.bfloat16() for t in (f, g, h)]
+        sliced = attend_sliced(*low)
+        assert sliced.dtype == torch.bfloat16 and error(sliced) < error(attend_plain(*low)) / 2
 
 
 def test_fused_and_plain_give_the_same_gradients():
@@ -122,20 +139,21 @@ def test_attention_starts_as_the_identity():
 
 @pytest.mark.parametrize("limit", [0, 2**24])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_attention_ignores_padding(limit, dtype):
+@pytest.mark.parametrize("grad", [False, True])
+def test_attention_ignores_padding(limit, dtype, grad):
     layer = SelfAttention(8).eval()
     layer.plain_limit = limit
     with torch.no_grad(): layer.gamma.fill_(1)
     x = torch.randn(1, 8, 5, 7)
     wide, mask = padded(x, 3, 4, junk=5.0)
     mask = mask[:, :1]
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None), torch.set_grad_enabled(grad):
         a, b = layer(x).float(), layer(wide, mask).float()[:, :, :5, :7]
     torch.testing.assert_close(a, b, atol=1e-5 if dtype is None else 2e-2, rtol=1e-5 if dtype is None else 2e-2)
 
 
 def test_attention_memory_is_linear():
-    """40,000 positions, of which the scores alone would be 6.4 GB, and 10,000 with a gradient (0.4 GB). The layer is
+    """40,000 positions, of which the scores alone would be 6.4 GB (sliced), and 10,000 with a gradient (0.4 GB, fused). The layer is
     not in channels_last, so that the kernel is handed the least convenient memory order."""
     program = """if True:
         import resource, torch
