@@ -296,16 +296,18 @@ def train_command(
 ) -> int:  # exit code
     "`formula-gan train`."
     from formula_gan.core import atomic_path, get_profile
-    from formula_gan.experiments import Unfinished, choose_row, make_gan
-    if not arguments.row and arguments.lambda_ is None: raise FormulaGanError("name a row with --row, or a weight with --lambda; formula-gan table1 --list shows the rows")
-    profile, row = get_profile(arguments.profile, **overrides(arguments.set)), choose_row(arguments.row, arguments.lambda_)
-    out = Path(arguments.out)
+    from formula_gan.experiments import Unfinished, choose_row, make_gan, make_general_recognizer
+    if (bool(arguments.row) or arguments.lambda_ is not None) == arguments.recognizer:
+        raise FormulaGanError("name a row with --row or a weight with --lambda (formula-gan table1 --list shows the rows), or ask for --recognizer")
+    profile, out = get_profile(arguments.profile, **overrides(arguments.set)), Path(arguments.out)
+    row = None if arguments.recognizer else choose_row(arguments.row, arguments.lambda_)
+    what, common = f"generator (row {row.name})" if row else "recogniser", (profile, arguments.data, arguments.seed, arguments.max_minutes)
     if out.suffix != ".safetensors": raise FormulaGanError(f"{out}: weights are written as .safetensors")
     check_place(out)
-    try: weights, facts = make_gan(row, profile, arguments.data, arguments.seed, arguments.max_minutes)
-    except Unfinished as stop: return report(0, [(f"row {row.name}", arguments.profile, str(stop))], "generators")
+    try: weights, facts = make_gan(row, *common) if row else make_general_recognizer(*common)
+    except Unfinished as stop: return report(0, [(what, arguments.profile, str(stop))], "trained")
     with atomic_path(out) as path: shutil.copyfile(weights, path)
-    return report(1, [], f"generator in {out} (row {row.name}, {facts['minutes']:.1f} minutes)")
+    return report(1, [], f"{what} in {out}, {facts['minutes']:.1f} minutes")
 
 
 def table1_command(
@@ -383,7 +385,8 @@ EXAMPLES = {
   formula-gan evaluate --recognizer best.safetensors --test-set photos/ --test-norm height""",
     "train": """
   formula-gan train --row 7 --profile laptop --max-minutes 60 --out generator.safetensors
-  formula-gan train --lambda 2 --set gan_iterations=50 --out small.safetensors""",
+  formula-gan train --lambda 2 --set gan_iterations=50 --out small.safetensors
+  formula-gan train --recognizer --profile laptop --out recognizer.safetensors""",
     "table1": """
   formula-gan table1 --list
   formula-gan table1 --lambda 2
@@ -503,8 +506,9 @@ def add_train(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan train` and its options."
-    parser = add_command(commands, "train", train_command, "train the GAN of a row of Table 1 and write its generator")
+    parser = add_command(commands, "train", train_command, "train the GAN of a row of Table 1 and write its generator, or the recogniser that reads ink and print")
     parser.add_argument("--row", default="", help="1 to 7; without it the row is chosen by --lambda")
+    parser.add_argument("--recognizer", action="store_true", help="train the recogniser of `formula-gan recognize` instead")
     parser.add_argument("--out", required=True, help="a .safetensors file")
     add_run_options(parser)
 

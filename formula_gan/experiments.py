@@ -11,7 +11,8 @@ __all__ = ['ROWS', 'CONTROLS', 'IMAGE_FIELDS', 'SETS', 'GAN_SETS', 'REALISM_IMAG
            'language_row', 'run_row', 'RealInk', 'part_writers', 'write_ways', 'realism_sets', 'realism_figures',
            'RealismResult', 'realism_table', 'realism_sheet', 'RecognitionRow', 'choose_recognition_row', 'ink_spec',
            'make_ink', 'training_sets', 'RecognitionResult', 'test_readings', 'run_recognition_row', 'compare_rows',
-           'score_columns', 'validation_curve', 'attention_sheet', 'TestScores', 'score_test_set']
+           'score_columns', 'validation_curve', 'make_general_recognizer', 'attention_sheet', 'TestScores',
+           'score_test_set']
 
 # %% ../nbs/09a_experiments.ipynb #0b7f79ca
 import dataclasses, hashlib, time
@@ -33,7 +34,7 @@ from .sagan import load_generator
 from .synthesis import handwrite, trained_profile, read_back, weights_digest
 from .task_model import RecognizerConfig, load_recognizer
 from .tokenizer import Vocab
-from .trainer import RECIPES, WIDEST, GanTask, Recipe, RecognizerTask, Trainer, gan_settings, large_recognizer
+from .trainer import RECIPES, WIDEST, GanTask, Recipe, RecognizerTask, Trainer, gan_settings, large_recognizer, small_recognizer
 
 # %% ../nbs/09a_experiments.ipynb #54b44dc6
 @dataclass(frozen=True)
@@ -327,11 +328,12 @@ def make_recognizer(
     steps: int = 0,  # 0: the profile's
     max_minutes: float | None = None,
     progress: bool = True,
-    recipe: Recipe | None = None,  # None: the small model as in Table 1; with one: Table 2's, and validation reads the images too
+    recipe: Recipe | None = None,  # None: as in Table 1; with one: as in Table 2, and validation reads the images too
+    config: RecognizerConfig | None = None,  # None: the table's model
 ) -> tuple[Path, dict]:  # stage folder with best.safetensors and last.safetensors; facts
     "A trained recogniser, from the cache once it is there."
     steps, device = steps or profile.recognizer_steps, pick_device()
-    config = large_recognizer(profile) if recipe else None
+    config = config or (large_recognizer(profile) if recipe else None)
     table2 = {"recipe": dataclasses.asdict(recipe), "config": dataclasses.asdict(config)} if recipe else {}
     folder = stage_folder("recognizer", {"sets": identity, "steps": steps, "batch": profile.recognizer_batch, "lr": profile.recognizer_lr,
                                          "stride": profile.recognizer_stride, "precision": profile.precision, "seed": seed, "version": 1, **table2})
@@ -811,6 +813,26 @@ def validation_curve(
     "Validation over training, on ink of held-out writers at the training's sizing, read greedily."
     import pandas
     return pandas.read_csv(folder / "metric.csv")
+
+# %% ../nbs/09a_experiments.ipynb #d7a4c01b
+def make_general_recognizer(
+    profile: Profile,
+    data_dir: str = "",
+    seed: int = 0,
+    max_minutes: float | None = None,
+    progress: bool = True,
+) -> tuple[Path, dict]:  # the weights of the best validation, facts
+    """The recogniser of `recognize`, as it comes with the package: the small model, trained by Table 2's recipe on ink, on formulas stitched
+    from its symbols and on print, so that it reads all three. It never sees GAN output, whose content it is to judge."""
+    _, vocab, _ = make_images(profile, data_dir, seed, progress)
+    ink, identity, _ = training_sets(RECOGNITION_ROWS["V"], profile, data_dir, seed)
+    for row in "SR":
+        (_, second), source, _ = training_sets(RECOGNITION_ROWS[row], profile, data_dir, seed, progress=progress)
+        ink.append(second); identity |= source
+    valid = make_ink(profile, ["symbol"], data_dir, progress=progress)["symbol"]["valid"]
+    folder, facts = make_recognizer("ink and print", ink, identity, valid, vocab, profile, seed, profile.updates, max_minutes, progress, RECIPES["modern"],
+                                    small_recognizer(profile))
+    return folder / "best.safetensors", facts
 
 # %% ../nbs/09a_experiments.ipynb #f97a469e
 @torch.no_grad()

@@ -74,7 +74,9 @@ def mistakes():
     yield "evaluate - -", "give a file"
     yield "evaluate f.txt -", "f.txt has 1 lines, the standard input 0"
     yield "evaluate --recognizer default --test-set none", "no test set 'none'"
-    yield "train --out new.safetensors", "--row", "--lambda"
+    yield "train --out new.safetensors", "--row", "--lambda", "--recognizer"
+    yield "train --row 7 --recognizer --out new.safetensors", "--row", "--lambda", "--recognizer"
+    yield "train --lambda 0 --recognizer --out new.safetensors", "--row", "--lambda", "--recognizer"
     yield "train --row 7 --out f.txt/new.safetensors", "f.txt is a file, not a folder"
     yield "table2 --row VIII --generator none.safetensors", "no generator 'none.safetensors'"
 
@@ -232,6 +234,21 @@ def test_table1_runs_a_row(tmp_path, monkeypatch, capsys):
     assert cli.main(["train", "--row", "7", "--out", str(tmp_path / "g.safetensors"), *TINY]) == 0
     from formula_gan import load_generator
     assert load_generator(tmp_path / "g.safetensors")
+
+
+def test_train_writes_a_recognizer_that_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path / "cache"))
+    words = ["train", "--recognizer", "--out", str(tmp_path / "r.safetensors"), *TINY, "--set", "updates=4"]
+    assert cli.main([*words, "--max-minutes", "1e-9"]) == 1 and not (tmp_path / "r.safetensors").exists()
+    assert cli.main(words) == 0 and "recogniser in" in capsys.readouterr().out
+    from formula_gan import load_recognizer, recognize
+    from formula_gan.experiments import small_recognizer
+    from formula_gan.core import get_profile
+    model = load_recognizer(tmp_path / "r.safetensors")
+    assert model.config == small_recognizer(get_profile("demo"))
+    assert 0 <= recognize(255 - 200 * np.eye(20, dtype="uint8"), model).score <= 1
+    spec = json.loads(next((tmp_path / "cache").glob("recognizer-*/spec.json")).read_text())
+    assert {"ink", "stitched", "print"} <= spec["sets"].keys()
 
 
 def test_options_reach_the_row_and_unfinished_is_1(tmp_path, monkeypatch, capsys):
