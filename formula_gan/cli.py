@@ -199,7 +199,7 @@ def synthesize_command(
     launched = not arguments.shard and "WORLD_SIZE" in os.environ  # a launcher ends all processes when one ends with another code than 0
     from formula_gan.synthesis import synthesize
     made = synthesize(latexes, arguments.out, arguments.generator, arguments.styles, arguments.seed, arguments.format, shard, arguments.recognizer,
-                      arguments.min_score, arguments.exact, arguments.scale, arguments.shard_size, device, arguments.workers, sys.stderr.isatty())
+                      arguments.min_score, arguments.exact, arguments.scale, arguments.shard_size, device, arguments.workers, sys.stderr.isatty(), arguments.max_minutes)
     if made.skipped and not made.written and not made.dropped and not launched:
         raise FormulaGanError(f"none of the {len(made.skipped)} formulas could be written: {made.skipped[0][2]}")
     if made.read:
@@ -207,7 +207,8 @@ def synthesize_command(
               f"{made.dropped['score']} below the score, {made.dropped['reading']} read as something else")
     what, line = f"images in {made.out}" + (f", part {shard}" if shard != "1/1" else ""), "row" if arguments.file.lower().endswith(".csv") else "line"
     code = report(made.written, [(f"{line} {number + 1}", latex, reason) for number, latex, reason in made.skipped], what, made.out / "manifest")
-    return 0 if launched else code
+    if made.left: print(f"stopped after {arguments.max_minutes:g} minutes, {made.left} shards are left: run the same command again to go on", file=sys.stderr)
+    return 0 if launched else 1 if made.left else code
 
 # %% ../nbs/09b_cli.ipynb #a9000006
 def recognize_command(
@@ -476,6 +477,7 @@ def add_synthesize(
     parser.add_argument("--generator", default="default", help="a .safetensors file (default: the weights shipped; research use, nothing commercial)")
     parser.add_argument("--recognizer", help="a .safetensors file, or default: read every image back")
     parser.add_argument("--workers", type=int, default=1, help="processes that typeset (default 1)")
+    parser.add_argument("--max-minutes", type=number(float), help="begin no shard after this time; the same command goes on from there")
 
 
 def add_recognize(

@@ -11,7 +11,7 @@ __all__ = ['SIZES', 'LARGEST_AREA', 'BLOCK', 'FORMATS', 'FULL', 'SUMMARY_COLUMNS
            'first_pictures', 'set_gallery', 'score_thresholds', 'readback_sheet']
 
 # %% ../nbs/08_synthesis.ipynb #3deb636b
-import errno, hashlib, io, json, os, shutil, tarfile, tempfile
+import errno, hashlib, io, json, math, os, shutil, tarfile, tempfile, time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -392,6 +392,7 @@ class Synthesis:
     exact: int = 0  # of these, read as what was written
     shards: int = 0  # made by this call
     found: int = 0  # finished before
+    left: int = 0  # not begun, as the time was over
 
     def add(self, line: dict):  # a manifest's
         why = line.get("skipped")
@@ -470,18 +471,20 @@ def make_shards(
     out: Path,
     settings: dict,
     part: tuple[int, int],  # from `parse_shard`
+    max_minutes: float | None,
     progress: bool,
     **tools,  # the other arguments of `make_shard`
 ) -> Synthesis:
     "The shards of a part, each made unless its manifest is there."
     size, styles, result = settings["shard_size"], settings["styles"], Synthesis(out)
-    count = len(latexes) * styles
+    count, end = len(latexes) * styles, time.monotonic() + 60 * (max_minutes or math.inf)
     mine = range(0, count, size)[part[0] - 1::part[1]]
     with tqdm(total=sum(min(size, count - s) for s in mine), desc="writing", unit=" images", disable=not progress, mininterval=1) as bar:
         for start in mine:
             name, indices = f"shard-{start // size:05d}", range(start, min(start + size, count))
             manifest = out / "manifest" / f"{name}.jsonl"
             if found := manifest.exists(): bar.update(len(indices))
+            elif result.shards and time.monotonic() > end: result.left += 1; continue
             else: make_shard([plan_item(latexes, i, styles, settings["seed"]) for i in indices], name, out, settings, bar=bar, **tools)
             result.found, result.shards = result.found + found, result.shards + (not found)
             for line in manifest.read_text(encoding="utf-8").splitlines(): result.add(json.loads(line))
@@ -506,6 +509,7 @@ def synthesize(
     device: str = "",  # empty: the accelerator if there is one
     workers: int = 1,  # processes that typeset
     progress: bool = True,
+    max_minutes: float | None = None,  # begin no shard after this time, but for a first one; the same call goes on
 ) -> Synthesis:
     """Handwriting for a list of LaTeX, as shards with a manifest. Formulas that cannot be written are listed, never fatal. Give the same call again
     after an interruption: finished shards are kept. Raises `FormulaGanError` for impossible arguments, a folder with another set, a full disk."""
@@ -522,7 +526,7 @@ def synthesize(
     chosen = Filter(model and model.to(device, memory_format=torch.channels_last).eval(), min_score, exact)
     try:
         claim_folder(out, settings)
-        return make_shards(latexes, out, settings, part, progress, generator=generator, filter=chosen, device=device, workers=workers)
+        return make_shards(latexes, out, settings, part, max_minutes, progress, generator=generator, filter=chosen, device=device, workers=workers)
     except OSError as error:
         kept, remedy = len(list(out.glob("manifest/shard-*.jsonl"))), "make room" if error.errno in FULL else "mend this"
         raise FormulaGanError(f"{out}: {error.strerror or error}; {kept} finished shards are kept: {remedy} and give the same command again") from None

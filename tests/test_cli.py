@@ -158,6 +158,15 @@ def test_synthesize(weights, tmp_path, capsys):
         assert word in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+def test_synthesize_stops_in_time_and_goes_on(weights, tmp_path, capsys):
+    (tmp_path / "f.txt").write_text("x\n" * 65)
+    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--shard-size", "64", "--max-minutes", "1e-6"]
+    assert cli.main(words) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("64 images") and "1 shards are left" in shown.err and "again" in shown.err
+    assert cli.main(words) == 0 and capsys.readouterr().out.startswith("65 images")
+
+
 def test_two_processes_of_a_launcher(weights, tmp_path, clean_environment):
     "The same set as one process makes; a formula that is skipped does not end the other process."
     (tmp_path / "f.txt").write_text("\\frac{\n" + "".join(f"x_{{{i}}}\n" for i in range(127)))

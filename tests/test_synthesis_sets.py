@@ -103,6 +103,13 @@ def test_finished_shards_are_not_made_again(whole, generator, monkeypatch):
     assert (made.written, made.shards, made.found) == (132, 0, 3)
 
 
+def test_time_is_kept_and_the_next_calls_go_on(whole, generator, tmp_path):
+    out, brought = tmp_path / "out", []
+    for _ in range(4): brought.append(make(generator, out, max_minutes=1e-9))
+    assert [(made.shards, made.found, made.left) for made in brought] == [(1, 0, 2), (1, 1, 1), (1, 2, 0), (0, 3, 0)]
+    assert contents(out) == contents(whole)
+
+
 def test_broken_formulas_are_skipped_and_listed(generator, tmp_path):
     made = synthesize(BROKEN, tmp_path / "out", generator, 2, device="cpu", progress=False)
     assert made.written == 4 and [number for number, _, _ in made.skipped] == [1, 2, 4, 5]
