@@ -33,7 +33,7 @@ def read_lines(
     except OSError as error: raise FormulaGanError(f"cannot read {name}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise FormulaGanError(f"{name} is not text in UTF-8 (byte {error.start}): convert it first") from None
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if not lines[-1] else lines
 
 # %% ../nbs/09b_cli.ipynb #3bc2c810
@@ -132,7 +132,7 @@ def render_command(
         image = to_image(render(arguments.latex, style.font, style.size, style.padding, style.spacing))
         with atomic_path(out) as path: image.save(path)
         return 0
-    latexes = read_lines(arguments.file)
+    latexes = read_formulas(arguments.file, arguments.column)
     if not any(map(str.strip, latexes)): raise FormulaGanError(f"{source_name(arguments.file)} holds no formula")
     with atomic_folder(out) as folder:
         skipped = render_folder(latexes, render_styles(arguments, len(latexes)), folder, arguments.workers)
@@ -160,19 +160,23 @@ def read_formulas(
 ) -> list[str]:  # LaTeX; what a CSV or JSON line lacks comes out empty
     "A list of formulas; raises `FormulaGanError` for a file that cannot be read or has no such column."
     import csv
-    kind = Path(path).suffix.lower()
+    kind = Path(path).suffix.lower().replace(".ndjson", ".jsonl")
     if kind in (".json", ".tsv", ".xlsx", ".parquet"): raise FormulaGanError(f"{path}: formulas come as text (one a line), .csv or .jsonl: convert it first")
     lines = read_lines(path)
     if kind == ".csv":
         csv.field_size_limit(2**24)
-        try: rows = list(csv.DictReader([line + "\n" for line in lines], strict=True))
+        reader = csv.DictReader([line + "\n" for line in lines], strict=True, skipinitialspace=True)
+        try: rows = list(reader)
         except csv.Error as error: raise FormulaGanError(f"{path} is not CSV: {error}") from None
+        if many := [n for n, row in enumerate(rows, 1) if None in row]:
+            raise FormulaGanError(f"{path}, row {many[0]} below the header has more fields than that: put formulas with commas in double quotes")
+        rows = [{(name or "").strip(): value for name, value in row.items()} for row in rows]
         if rows and column not in rows[0]: raise FormulaGanError(f"{path} has no column {column!r}: name one of {', '.join(map(str, rows[0]))} with --column")
         return [row[column] or "" for row in rows]
     if kind != ".jsonl": return lines
     formulas = []
     for number, line in enumerate(lines, 1):
-        try: value = json.loads(line)
+        try: value = json.loads(line) if line.strip() else ""
         except (ValueError, RecursionError): raise FormulaGanError(f"{path}, line {number} is not JSON") from None
         if isinstance(value, dict): value = value.get(column, "")
         formulas.append(value if isinstance(value, str) else "")
@@ -204,10 +208,11 @@ def synthesize_command(
         raise FormulaGanError(f"none of the {len(made.skipped)} formulas could be written: {made.skipped[0][2]}")
     if made.read:
         print(f"{made.read} images read back, {100 * made.exact / made.read:.1f} % as what was written; dropped: "
-              f"{made.dropped['score']} below the score, {made.dropped['reading']} read as something else")
+              f"{made.dropped['score']} below the score, {made.dropped['reading']} read as something else"
+              + (f", {made.dropped['vocabulary']} with symbols that the recogniser does not know" if made.dropped["vocabulary"] else ""))
     what, line = f"images in {made.out}" + (f", part {shard}" if shard != "1/1" else ""), "row" if arguments.file.lower().endswith(".csv") else "line"
     code = report(made.written, [(f"{line} {number + 1}", latex, reason) for number, latex, reason in made.skipped], what, made.out / "manifest")
-    if made.left: print(f"stopped after {arguments.max_minutes:g} minutes, {made.left} shards are left: run the same command again to go on", file=sys.stderr)
+    if made.left: print(f"shards left, as the time was over or another process is at them: {made.left}; run the same command again to go on", file=sys.stderr)
     return 0 if launched else 1 if made.left else code
 
 # %% ../nbs/09b_cli.ipynb #a9000006
@@ -433,7 +438,8 @@ def add_render(
     "`formula-gan render` and its options."
     parser = add_command(commands, "render", render_command, "typeset LaTeX as images, dark ink on white")
     parser.add_argument("latex", nargs="?", help="one formula, after -- if it begins with a minus; or use --file")
-    parser.add_argument("--file", help="text file with one formula a line, - for the standard input")
+    parser.add_argument("--file", help="formulas: text with one a line, .csv or .jsonl; - for text on the standard input")
+    parser.add_argument("--column", default="latex", help="of a .csv or .jsonl (default latex)")
     parser.add_argument("--out", required=True, help="a .png for one formula, a new folder for a file")
     parser.add_argument("--font", default="mathnormal", help="mathsf, mathtt, mathit, mathbf, mathrm, mathnormal or textstyle (default mathnormal)")
     parser.add_argument("--size", type=float, default=32, help="pixels per em (default 32)")
@@ -468,7 +474,8 @@ def add_synthesize(
     parser.add_argument("--column", default="latex", help="of a .csv or .jsonl (default latex)")
     parser.add_argument("--styles", type=int, default=1, help="images of each formula, with their own font, size, spacing and noise (default 1)")
     parser.add_argument("--seed", type=number(int), default=0, help="of fonts, sizes, spacings and noise (default 0)")
-    parser.add_argument("--format", default="webdataset", help="webdataset (the default; dark ink on white), captions (CoMER's layout, white ink on black) or imagefolder (Hugging Face's, dark on white)")
+    parser.add_argument("--format", default="webdataset", help="webdataset (the default; dark ink on white), captions (CoMER's layout, white ink on black; "
+                        "caption.txt comes with the last shard: give the command once more where parts were put together) or imagefolder (Hugging Face's, dark on white)")
     parser.add_argument("--shard", default="", metavar="K/N", help="make part K of N only, whole shards; under torchrun or accelerate launch each process takes its own")
     parser.add_argument("--shard-size", type=int, default=1024, help="images of a shard, a multiple of 64 (default 1024)")
     parser.add_argument("--scale", type=float, default=1.0, help="enlargement of the images (default 1)")
@@ -477,7 +484,7 @@ def add_synthesize(
     parser.add_argument("--generator", default="default", help="a .safetensors file (default: the weights shipped; research use, nothing commercial)")
     parser.add_argument("--recognizer", help="a .safetensors file, or default: read every image back")
     parser.add_argument("--workers", type=int, default=1, help="processes that typeset (default 1)")
-    parser.add_argument("--max-minutes", type=number(float), help="begin no shard after this time; the same command goes on from there")
+    parser.add_argument("--max-minutes", type=number(float), help="begin no shard after this time; the same command goes on from there (default, and 0: no limit)")
 
 
 def add_recognize(
@@ -560,7 +567,9 @@ def main(
     try: return arguments.function(arguments)
     except FormulaGanError as error: print(f"formula-gan: {error}", file=sys.stderr)
     except OSError as error: print(f"formula-gan: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt: print("formula-gan: interrupted", file=sys.stderr)
+    except KeyboardInterrupt:
+        goes_on = arguments.function in (synthesize_command, train_command, table1_command, table2_command)
+        print("formula-gan: interrupted" + (": what is finished is kept, and the same command goes on" if goes_on else ""), file=sys.stderr)
     return 2
 
 # %% ../nbs/09b_cli.ipynb #62b2c9d8

@@ -16,7 +16,7 @@ __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'IMAGE_FORMATS', 'LARGEST_I
 import csv, dataclasses, gzip, io, json, lzma, warnings, zipfile
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
@@ -439,8 +439,11 @@ def to_gray(
 ) -> np.ndarray:  # float32 (h, w), at most about 2 Mpx; transparent parts count as paper
     "Brightness of an image."
     if isinstance(image, (str, Path)): image = open_image(image)
+    elif hasattr(image, "read"): image = open_image(image, "the image")
     elif not isinstance(image, Image.Image): image = array_image(image)
     check_size(image.size, "the image")
+    try: image = ImageOps.exif_transpose(image)
+    except Exception as error: raise FormulaGanError(f"the image is not whole ({' '.join(str(error).split())[:80]})") from None  # Pillow reads it only now
     if image.mode in ("I", "F") or image.mode.startswith("I;"): image = array_image(np.asarray(image))
     scale = (WORKING_AREA / (image.width * image.height)) ** 0.5
     clear = "A" in image.getbands() or "transparency" in image.info
@@ -797,7 +800,12 @@ def _members(path: Path) -> dict:  # name -> function that reads its bytes
     return {e.filename: lambda e=e: archive.read(e) for e in sorted(archive.infolist(), key=lambda e: e.filename) if not e.is_dir()}
 
 
-def _captions(name: str, data: bytes) -> dict:  # stem of a file -> LaTeX
+def _bare_name(path: str) -> str:  # without the ending of an image or of InkML
+    path = PurePosixPath(path.strip())
+    return str(path.with_suffix("") if path.suffix.lower() in (".inkml", *PICTURES) else path)
+
+
+def _captions(name: str, data: bytes) -> dict:  # name of a file without its ending -> LaTeX
     "Two columns, or a header that names a column `latex` and one of `file`, `id`, `image`."
     try: lines = [line.split("\t") for line in data.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError: raise FormulaGanError(f"{name} is not text in UTF-8: convert it first") from None
@@ -807,7 +815,10 @@ def _captions(name: str, data: bytes) -> dict:  # stem of a file -> LaTeX
         lines = lines[1:]
     if bad := [n for n, line in enumerate(lines, 1) if len(line) <= max(key, value)]:
         raise FormulaGanError(f"{name}: line {bad[0]} has no caption: write the name, a tab and the LaTeX")
-    return {Path(line[key].strip()).stem: line[value] for line in lines}
+    captions = {}
+    for line in lines:
+        if captions.setdefault(file := _bare_name(line[key]), line[value]) != line[value]: raise FormulaGanError(f"{name} has two captions of {file}: write its folder, too")
+    return captions
 
 # %% ../nbs/04_data.ipynb #a9605baf
 @dataclass
@@ -834,6 +845,15 @@ class TestSet:
         return ImageSet([found[n] for n in sorted(found)], [self.items[n][1] for n in sorted(found)], HANDWRITTEN, [{"id": n} for n in sorted(found)])
 
 
+def _caption_key(name: str, captions: dict) -> str | None:
+    "A file's caption has its name, with as many folders as both give; where only the caption gives folders, no other may end alike."
+    parts = _bare_name(name).split("/")
+    for n in range(len(parts)):
+        if (key := "/".join(parts[n:])) in captions: return key
+    alike = [key for key in captions if key.endswith("/" + parts[-1])]
+    return alike[0] if len(alike) == 1 else None
+
+
 def read_test_set(
     path: str | Path,  # folder or zip
     progress: bool = True,
@@ -846,10 +866,12 @@ def read_test_set(
     tables = [name for name in members if Path(name).suffix in (".txt", ".tsv") and any(w in Path(name).stem for w in ("caption", "label"))]
     if len(tables) > 1: raise FormulaGanError(f"{path} holds several caption files ({', '.join(tables[:3])}): name the folder of one test set")
     captions = _captions(tables[0], members[tables[0]]()) if tables else {}
-    files = [name for name in members if Path(name).suffix.lower() in (".inkml", *PICTURES)]
-    items, skipped = [], [(stem, "its caption has no file") for stem in captions.keys() - {Path(name).stem for name in files}]
-    for name in tqdm(files, "reading the test set", disable=not progress, mininterval=1):
-        stem, truth = Path(name).stem, captions.get(Path(name).stem)
+    files = {name: _caption_key(name, captions) for name in members if Path(name).suffix.lower() in (".inkml", *PICTURES)}
+    for (key, _), count in Counter((key, Path(name).suffix) for name, key in files.items() if key).items():
+        if count > 1: raise FormulaGanError(f"{path} has {count} files for the one caption of {key}: write their folders into {tables[0]}")
+    items, skipped = [], [(key, "its caption has no file") for key in captions.keys() - set(files.values())]
+    for name, key in tqdm(files.items(), "reading the test set", disable=not progress, mininterval=1):
+        stem, truth = Path(name).stem, captions.get(key)
         try:
             data = members[name]()
             if len(data) > LARGEST_FILE: raise FormulaGanError(f"it has more than {LARGEST_FILE >> 20} MB")

@@ -463,7 +463,16 @@ def typeset(
     if len(latex) > _MAX_LENGTH: raise RenderError(f"the formula has {len(latex)} characters, more than {_MAX_LENGTH}")
     control = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", latex)
     if control: raise RenderError(f"the formula holds the control character U+{ord(control[0]):04X}: remove it")
-    return _read_svg(_ask_engine(latex, _VARIANTS[font], spacing, font != "textstyle"))
+    return _read_svg(_ask_engine(_bare(latex), _VARIANTS[font], spacing, font != "textstyle"))
+
+
+def _bare(latex: str) -> str:
+    "A formula as `normalize` takes it: without the delimiters around it, and with a percent sign as a symbol."
+    latex = re.sub(r"(\\.)|%", lambda found: found[1] or r"\%", latex.strip(), flags=re.DOTALL)
+    for begin, end in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        inner = latex[len(begin):-len(end)]
+        if inner and latex == begin + inner + end and end not in re.sub(r"\\\\|\\\$", "", inner): return inner
+    return latex
 
 
 def _number(name: str, value, least: float, most: float, kind=float):

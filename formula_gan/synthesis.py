@@ -6,12 +6,12 @@
 __all__ = ['SIZES', 'LARGEST_AREA', 'BLOCK', 'FORMATS', 'FULL', 'SUMMARY_COLUMNS', 'THRESHOLDS', 'noise', 'handwrite', 'trim',
            'trained_profile', 'weights_digest', 'Item', 'plan_item', 'print_item', 'print_items', 'write_items',
            'read_back', 'Reading', 'recognize', 'encode_image', 'write_tar', 'write_folder', 'check_format',
-           'write_shard', 'read_manifest', 'claim_folder', 'write_captions', 'Filter', 'Synthesis', 'parse_shard',
-           'make_shard', 'check_options', 'set_settings', 'make_shards', 'synthesize', 'summarize_set', 'open_written',
-           'first_pictures', 'set_gallery', 'score_thresholds', 'readback_sheet']
+           'claim_shard', 'is_finished', 'write_shard', 'read_manifest', 'claim_folder', 'write_captions', 'Filter',
+           'Synthesis', 'parse_shard', 'make_shard', 'check_options', 'set_settings', 'make_shards', 'synthesize',
+           'summarize_set', 'open_written', 'first_pictures', 'set_gallery', 'score_thresholds', 'readback_sheet']
 
 # %% ../nbs/08_synthesis.ipynb #3deb636b
-import errno, hashlib, io, json, math, os, shutil, tarfile, tempfile, time
+import contextlib, errno, hashlib, io, json, math, os, shutil, tarfile, tempfile, time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .core import FormulaGanError, Profile, atomic_path, derive_seed, get_profile, mixed_precision, pick_device, tile
+from .core import FormulaGanError, Profile, atomic_path, cast_value, derive_seed, get_profile, mixed_precision, pick_device, tile
 from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, open_image, ordered_batches, prepare_image, print_bold, scale_image
 from .rendering import FONTS, typeset_many
 from .sagan import Generator, load_generator
@@ -294,6 +294,32 @@ def check_format(
     if name not in FORMATS: raise FormulaGanError(f"no format {name!r}: choose " + ", ".join(FORMATS))
 
 # %% ../nbs/08_synthesis.ipynb #a8000061
+@contextlib.contextmanager
+def claim_shard(
+    out: Path,
+    name: str,  # of the shard
+):  # a context: whether this process alone is at the shard
+    "Keep other processes of this machine, and of others where the file system can, from a shard."
+    import fcntl
+    path, mine = out / f".{name}.lock", True
+    with open(path, "w") as lock:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: mine = False
+        except OSError: pass  # a file system without locks
+        try: yield mine
+        finally:
+            if mine: path.unlink(missing_ok=True)
+
+
+def is_finished(
+    out: Path,
+    name: str,  # of the shard
+    format: str,  # one of `FORMATS`
+) -> bool:
+    "Whether a shard lies there with its manifest."
+    return (out / "manifest" / f"{name}.jsonl").exists() and (out / FORMATS[format][0].format(name)).exists()
+
+
 def write_shard(
     out: Path,
     name: str,  # of the shard
@@ -303,8 +329,8 @@ def write_shard(
 ):
     "Write a shard and its manifest, each whole or not at all."
     pattern, write, files = FORMATS[format]
-    for rest in out.glob(f".{name}.*"): shutil.rmtree(rest)
-    work = Path(tempfile.mkdtemp(dir=out, prefix=f".{name}."))
+    for rest in out.glob(f".{name}.part-*"): shutil.rmtree(rest)
+    work = Path(tempfile.mkdtemp(dir=out, prefix=f".{name}.part-"))
     try:
         write(work / "shard", files(images, [line for line in lines if "skipped" not in line]))
         (work / "manifest").write_bytes(b"".join(map(_to_json, lines)))
@@ -369,11 +395,12 @@ class Filter:
         if self.model is None or not len(images): return [{}] * len(images)
         own = trained_profile(self.model)
         scale = own.symbol_height / profile.symbol_height
-        fields = []
+        fields, known = [], set(self.model.vocab.to_list())
         same = ImageSet([scale_image(image, scale) for image in images], images.tokens, images.domain)
         for truth, (tokens, score) in zip(images.tokens, read_back(self.model, same, own, 1, device)):
             reading, score = " ".join(tokens), round(float(np.exp(score)), 4)
             why = "score" if score < self.min_score else "reading" if self.exact and reading != truth else ""
+            if why and not known.issuperset(truth.split()): why = "vocabulary"
             fields.append({"reading": reading, "score": score, **({"skipped": why} if why else {})})
         return fields
 
@@ -387,12 +414,12 @@ class Synthesis:
     out: Path
     written: int = 0  # images
     skipped: list = field(default_factory=list)  # (number of the formula from 0, latex, reason), once for each formula and reason
-    dropped: Counter = field(default_factory=Counter)  # by the filter: "score", "reading"
+    dropped: Counter = field(default_factory=Counter)  # by the filter: "score", "reading", or "vocabulary" where the recogniser lacks a symbol
     read: int = 0  # images that a recogniser read
     exact: int = 0  # of these, read as what was written
     shards: int = 0  # made by this call
     found: int = 0  # finished before
-    left: int = 0  # not begun, as the time was over
+    left: int = 0  # not made, as the time was over or another process was at them
 
     def add(self, line: dict):  # a manifest's
         why = line.get("skipped")
@@ -445,11 +472,12 @@ def check_options(
     shard_size: int,
     min_score: float,
     scale: float,
+    workers: int,
 ):
     "Raise `FormulaGanError` for arguments of `synthesize` that cannot be meant."
     if not latexes: raise FormulaGanError("no formulas: give at least one")
     if shard_size < BLOCK or shard_size % BLOCK: raise FormulaGanError(f"shard_size={shard_size} must be a multiple of {BLOCK}")
-    for name, value, low, high in (("styles", styles, 1, 100), ("min_score", min_score, 0, 1), ("scale", scale, 0.25, 8)):
+    for name, value, low, high in (("styles", styles, 1, 100), ("min_score", min_score, 0, 1), ("scale", scale, 0.25, 8), ("workers", workers, 1, 1024)):
         if not low <= value <= high: raise FormulaGanError(f"{name}={value} must be from {low} to {high}")
 
 
@@ -482,12 +510,15 @@ def make_shards(
     with tqdm(total=sum(min(size, count - s) for s in mine), desc="writing", unit=" images", disable=not progress, mininterval=1) as bar:
         for start in mine:
             name, indices = f"shard-{start // size:05d}", range(start, min(start + size, count))
-            manifest = out / "manifest" / f"{name}.jsonl"
-            if found := manifest.exists(): bar.update(len(indices))
-            elif result.shards and time.monotonic() > end: result.left += 1; continue
-            else: make_shard([plan_item(latexes, i, styles, settings["seed"]) for i in indices], name, out, settings, bar=bar, **tools)
+            if not (found := is_finished(out, name, settings["format"])):
+                if result.shards and time.monotonic() > end: result.left += 1; continue
+                with claim_shard(out, name) as mine:
+                    if mine and not (found := is_finished(out, name, settings["format"])):
+                        make_shard([plan_item(latexes, i, styles, settings["seed"]) for i in indices], name, out, settings, bar=bar, **tools)
+                if not mine: result.left += 1; continue
+            if found: bar.update(len(indices))
             result.found, result.shards = result.found + found, result.shards + (not found)
-            for line in manifest.read_text(encoding="utf-8").splitlines(): result.add(json.loads(line))
+            for line in (out / "manifest" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(): result.add(json.loads(line))
     whole = len(list((out / "manifest").glob("shard-*.jsonl"))) == -(-count // size)
     if whole and settings["format"] == "captions": write_captions(out)
     return result
@@ -513,10 +544,12 @@ def synthesize(
 ) -> Synthesis:
     """Handwriting for a list of LaTeX, as shards with a manifest. Formulas that cannot be written are listed, never fatal. Give the same call again
     after an interruption: finished shards are kept. Raises `FormulaGanError` for impossible arguments, a folder with another set, a full disk."""
-    if isinstance(latexes, str): raise FormulaGanError("latexes is one text: give a list of formulas")
-    latexes, out, part = list(latexes), Path(out), parse_shard(shard)
+    if isinstance(latexes, (str, bytes, Path)): raise FormulaGanError("latexes is one text: give a list of formulas")
+    latexes, out, part = [latex if isinstance(latex, str) else None for latex in latexes], Path(out), parse_shard(shard)
+    styles, seed, shard_size, workers = (cast_value(*one, int) for one in (("styles", styles), ("seed", seed), ("shard_size", shard_size), ("workers", workers)))
+    min_score, scale = cast_value("min_score", min_score, float), cast_value("scale", scale, float)
     check_format(format)
-    check_options(latexes, styles, shard_size, min_score, scale)
+    check_options(latexes, styles, shard_size, min_score, scale, workers)
     device = device or pick_device()
     if recognizer is None and (min_score or exact): recognizer = "default"
     model = load_recognizer(recognizer) if isinstance(recognizer, (str, Path)) else recognizer

@@ -132,6 +132,25 @@ def test_render_nothing_leaves_nothing(command, tmp_path):
     assert not (tmp_path / "images").exists() and not list(tmp_path.glob(".images*"))
 
 
+@pytest.mark.parametrize("name, text, formulas", [
+    ("a.csv", 'id, latex\n1, "f(x,y)"\n2,y\n', ["f(x,y)", "y"]), ("a.jsonl", '{"latex": "x"}\n\n{"latex": "y"}\n', ["x", "", "y"]),
+    ("a.ndjson", '{"latex": "x"}\n', ["x"]), ("a.txt", "x\ry\r", ["x", "y"]), ("a.txt", "\ufeffx\r\n\r\ny", ["x", "", "y"])])
+def test_read_formulas(tmp_path, name, text, formulas):
+    (tmp_path / name).write_bytes(text.encode())
+    assert cli.read_formulas(str(tmp_path / name)) == formulas
+
+
+def test_a_comma_without_quotes_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("id,latex\n1,x\n2,f(x,y)\n")
+    with pytest.raises(FormulaGanError, match="row 2.*double quotes"): cli.read_formulas(str(tmp_path / "a.csv"))
+
+
+def test_render_takes_a_column(tmp_path):
+    (tmp_path / "a.csv").write_text("id,tex\n1,x\n2,$y$\n")
+    assert cli.main(["render", "--file", str(tmp_path / "a.csv"), "--column", "tex", "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert [line.split("\t")[1] for line in (tmp_path / "out" / "labels.tsv").read_text().splitlines()] == ["latex", "x", "$y$"]
+
+
 @pytest.fixture
 def weights(tmp_path):
     import torch
@@ -163,7 +182,7 @@ def test_synthesize_stops_in_time_and_goes_on(weights, tmp_path, capsys):
     words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--shard-size", "64", "--max-minutes", "1e-6"]
     assert cli.main(words) == 1
     shown = capsys.readouterr()
-    assert shown.out.startswith("64 images") and "1 shards are left" in shown.err and "again" in shown.err
+    assert shown.out.startswith("64 images") and "shards left" in shown.err and ": 1;" in shown.err and "again" in shown.err
     assert cli.main(words) == 0 and capsys.readouterr().out.startswith("65 images")
 
 

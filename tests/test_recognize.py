@@ -79,6 +79,10 @@ def test_files(page, expected, tmp_path):
     turned, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side
     turned.save(tmp_path / "turned.jpg", exif=exif)
+    for file in (Image.open(tmp_path / "turned.jpg"), io.BytesIO((tmp_path / "turned.jpg").read_bytes())): assert alike(prepare_image(file, LAPTOP), expected)
+    half = (tmp_path / "a.png").read_bytes()[:-40]
+    for file in (io.BytesIO(half), Image.open(io.BytesIO(half))):
+        with pytest.raises(FormulaGanError, match="not a? ?whole"): prepare_image(file, LAPTOP)
     assert alike(prepare_image(tmp_path / "turned.jpg", LAPTOP), expected)
 
 

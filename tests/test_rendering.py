@@ -146,6 +146,14 @@ def test_layouts_are_small_and_picklable():
 
 # --- errors
 
+@pytest.mark.parametrize("latex, bare", [("$x$", "x"), (" $$x$$ ", "x"), (r"\(x\)", "x"), (r"\[ x \]", "x"), ("a%b", r"a\%b"), (r"a\%b", r"a\%b"), (r"\$5", r"\$ 5"),
+                                         (r"\text{if $x$}", r"\text{if $x$}"), (r"x \\ [y\]", None)])
+def test_delimiters_and_percent_signs_as_in_the_normal_form(latex, bare):
+    if bare is None:
+        with pytest.raises(RenderError): typeset(latex)
+    else: assert np.array_equal(render(latex), render(bare))
+
+
 @pytest.mark.parametrize("latex, message", [
     ("", "empty"), ("  \n", "empty"), (r"\, \phantom{x}", "no ink"), ("{ }", "no ink"), (r"\frac{a", "Missing close brace"), ("x }", "close brace"),
     (r"\nosuchthing", "nosuchthing"), ("a & b", "&"), (r"\href{http://a}{b}", "href"), (r"\require{html} x", "require"), ("a\x00b", "U[+]0000"),

@@ -110,6 +110,44 @@ def test_time_is_kept_and_the_next_calls_go_on(whole, generator, tmp_path):
     assert contents(out) == contents(whole)
 
 
+def test_a_lost_shard_is_made_again(whole, generator, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "shard-00001.tar").unlink()
+    made = make(generator, tmp_path / "out")
+    assert (made.shards, made.found) == (1, 2) and contents(tmp_path / "out") == contents(whole)
+
+
+def test_two_processes_share_a_folder(whole, generator, tmp_path):
+    "A shard that another process holds is passed over; a lock that a dead one left is none."
+    out = tmp_path / "out"
+    with synthesis.claim_shard(whole.parent, "shard-00009") as mine: assert mine
+    out.mkdir()
+    (out / ".shard-00000.lock").touch()
+    with synthesis.claim_shard(out, "shard-00001"): made = make(generator, out)
+    assert (made.shards, made.found, made.left) == (2, 0, 1)
+    assert make(generator, out).left == 0 and contents(out) == contents(whole)
+
+
+def test_processes_at_once_make_the_same_bytes(whole, generator, tmp_path):
+    "The mistake of giving no --shard: they share the work, and none breaks the other's."
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(make, generator, tmp_path / "out") for _ in range(2)]
+        made = [call.result() for call in calls]
+    assert sum(m.shards for m in made) == 3 and contents(tmp_path / "out") == contents(whole)
+
+
+def test_values_of_other_types(generator, tmp_path):
+    "What numpy, pandas and command lines hand over; items that are no text are skipped and stay valid JSON."
+    made = synthesize(["x", float("nan"), None, b"y"], tmp_path / "out", generator, np.int64(1), np.int64(3), shard_size=64.0, scale="1", device="cpu", progress=False)
+    assert made.written == 1 and [number for number, _, _ in made.skipped] == [1, 2, 3]
+    for path in (tmp_path / "out").rglob("*.json*"): assert "NaN" not in path.read_text()
+    for wrong in (dict(styles=1.5), dict(seed="x"), dict(scale=float("nan")), dict(workers=0), dict(shard_size=None)):
+        with pytest.raises(FormulaGanError, match=next(iter(wrong))): synthesize(["x"], tmp_path / "none", generator, device="cpu", **wrong)
+    with pytest.raises(FormulaGanError, match="list"): synthesize(tmp_path / "f.txt", tmp_path / "none", generator)
+    assert not (tmp_path / "none").exists()
+
+
 def test_broken_formulas_are_skipped_and_listed(generator, tmp_path):
     made = synthesize(BROKEN, tmp_path / "out", generator, 2, device="cpu", progress=False)
     assert made.written == 4 and [number for number, _, _ in made.skipped] == [1, 2, 4, 5]
@@ -247,6 +285,9 @@ def test_the_filter_drops_and_counts(generator, tmp_path, monkeypatch):
     assert [line.get("skipped") for line in lines] == [None, "reading", None, "score"] * 2
     assert lines[1]["reading"] == "?" and lines[0]["score"] == pytest.approx(np.exp(-0.1), abs=1e-3) and "file" not in lines[1]
     assert len(read_tar((tmp_path / "kept" / "shard-00000.tar").read_bytes())) == 4
+    assert Vocab.crohme().to_list().count(r"\partial") == 0
+    strange = synthesize(["x", r"\partial", r"\partial x", "y"], tmp_path / "strange", generator, min_score=0.5, exact=True, **options)
+    assert (strange.written, strange.dropped) == (2, {"vocabulary": 1, "score": 1})  # the third was read rightly by this reader
 
 
 def test_a_wide_formula_is_written_as_a_whole(tmp_path, monkeypatch):

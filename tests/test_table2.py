@@ -263,6 +263,21 @@ def test_test_sets_that_cannot_be_scored(tmp_path):
     with pytest.raises(FormulaGanError, match="several caption files"): read_test_set(tmp_path, progress=False)
 
 
+def test_captions_find_files_by_folder_and_name(tmp_path):
+    "With as many folders as both give; names may hold full stops."
+    for name in ("a/1.png", "b/1.png", "f.1.png", "deep/er/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), 255).save(tmp_path / name)
+    def truths(*lines):
+        (tmp_path / "caption.txt").write_text("".join(f"{line}\n" for line in lines))
+        found = read_test_set(tmp_path, progress=False)
+        return {name: truth for name, truth, _ in found.items}, [name for name, _ in found.skipped]
+    assert truths("a/1\tx", "./b/1.png\ty", "f.1\tz", "2\tw") == ({"a/1.png": "x", "b/1.png": "y", "f.1.png": "z", "deep/er/2.png": "w"}, [])
+    assert truths("c/2\tw", "d/3\tx") == ({"deep/er/2.png": "w"}, ["a/1.png", "b/1.png", "d/3", "f.1.png"])
+    with pytest.raises(FormulaGanError, match="2 files for the one caption of 1"): truths("1\tx")
+    with pytest.raises(FormulaGanError, match="two captions of f.1"): truths("f.1\tx", "f.1.png\ty")
+
+
 # commands and notebook
 
 def test_rows_are_compared_in_pairs_and_kept(result, monkeypatch, tmp_path):
