@@ -84,7 +84,7 @@ def read_wikipedia(
 def read_im2latex(
     data_dir: str = "",  # empty: FORMULA_GAN_DATA
 ) -> list[str]:  # LaTeX, normalised by its authors
-    "The formulas of Im2Latex-100k, those of all its splits."
+    "Formulas of Im2Latex-100k: all splits of the file."
     path = data_file("im2latex_formulas.tsv.gz", data_dir)
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as lines: rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))

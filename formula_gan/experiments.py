@@ -825,12 +825,12 @@ def make_general_recognizer(
     """The recogniser of `recognize`, as it comes with the package: the small model, trained by Table 2's recipe on ink, on formulas stitched
     from its symbols and on print, so that it reads all three. It never sees GAN output, whose content it is to judge."""
     _, vocab, _ = make_images(profile, data_dir, seed, progress)
-    ink, identity, _ = training_sets(RECOGNITION_ROWS["V"], profile, data_dir, seed)
-    for row in "SR":
-        (_, second), source, _ = training_sets(RECOGNITION_ROWS[row], profile, data_dir, seed, progress=progress)
-        ink.append(second); identity |= source
+    sets, identity = [], {}
+    for row in "VSR":
+        found, source, _ = training_sets(RECOGNITION_ROWS[row], profile, data_dir, seed, progress=progress)
+        sets.append(found[-1]); identity |= source
     valid = make_ink(profile, ["symbol"], data_dir, progress=progress)["symbol"]["valid"]
-    folder, facts = make_recognizer("ink and print", ink, identity, valid, vocab, profile, seed, profile.updates, max_minutes, progress, RECIPES["modern"],
+    folder, facts = make_recognizer("ink and print", sets, identity, valid, vocab, profile, seed, profile.updates, max_minutes, progress, RECIPES["modern"],
                                     small_recognizer(profile))
     return folder / "best.safetensors", facts
 

@@ -177,6 +177,14 @@ def test_synthesize(weights, tmp_path, capsys):
         assert word in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("words, kept", [(["synthesize", "f.txt", "out"], True), (["evaluate", "f.txt", "f.txt"], False)])
+def test_an_interruption_says_whether_work_is_kept(tmp_path, monkeypatch, capsys, words, kept):
+    def interrupt(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "read_lines", interrupt)
+    assert cli.main(words) == 2
+    assert ("the same command goes on" in (told := capsys.readouterr().err)) == kept and "interrupted" in told
+
+
 def test_synthesize_stops_in_time_and_goes_on(weights, tmp_path, capsys):
     (tmp_path / "f.txt").write_text("x\n" * 65)
     words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--shard-size", "64", "--max-minutes", "1e-6"]
