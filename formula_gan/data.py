@@ -9,8 +9,8 @@ __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'IMAGE_FORMATS', 'LARGEST_I
            'print_bold', 'draw_print', 'draw_ink', 'ink_sizes', 'oracle_heights', 'print_images', 'ink_images',
            'open_image', 'check_size', 'array_image', 'to_gray', 'paper_level', 'otsu', 'find_ink', 'ink_runs',
            'connected_parts', 'drop_specks', 'pen_width', 'thicken', 'prepare_image', 'Augmentation', 'margin',
-           'augment', 'pad_margin', 'scale_image', 'resize_set', 'Batch', 'collate', 'size_class', 'Stream',
-           'ordered_batches', 'TestSet', 'read_test_set']
+           'augment', 'pad_margin', 'scale_image', 'resize_set', 'Batch', 'collate', 'size_class', 'Stream', 'Drawing',
+           'FigureStream', 'ordered_batches', 'TestSet', 'read_test_set']
 
 # %% ../nbs/04_data.ipynb #293ec170
 import csv, dataclasses, gzip, io, json, lzma, warnings, zipfile
@@ -671,19 +671,21 @@ def resize_set(
 # %% ../nbs/04_data.ipynb #9961c903
 @dataclass
 class Batch:
-    "x (B,1,H,W) float32 in [0,1], ink 1; mask (B,1,H,W) float32; ids (B,T) int64, 0 at padding; domain (B,) int64; tokens."
+    """x (B,1,H,W) float32 in [0,1], ink 1; mask (B,1,H,W) float32; ids (B,T) int64, 0 at padding; domain (B,) int64; tokens;
+    boxes (B,T-1,4) float32 px of ids[:, 1:]: left, top, right, bottom, NaN where a token has no place."""
     x: "torch.Tensor"
     mask: "torch.Tensor"
     ids: "torch.Tensor"
     domain: "torch.Tensor"
     tokens: list
+    boxes: "torch.Tensor | None" = None
 
     def to(self, device, memory_format=None):
         "The same batch on another device."
         import torch
         move = lambda t: t.to(device, non_blocking=True)
         image = lambda t: move(t).contiguous(memory_format=memory_format or torch.contiguous_format)
-        return Batch(image(self.x), image(self.mask), move(self.ids), move(self.domain), self.tokens)
+        return Batch(image(self.x), image(self.mask), move(self.ids), move(self.domain), self.tokens, None if self.boxes is None else move(self.boxes))
 
 
 def collate(
@@ -692,6 +694,7 @@ def collate(
     domains=None,  # one class each
     tokens=None,  # one normal form each
     multiple: int = 16,
+    boxes=None,  # one array (tokens, 4) each
 ) -> Batch:
     "Pad images to a common size (a multiple of 16) and ids to a common length."
     import torch
@@ -704,7 +707,9 @@ def collate(
     padded = np.zeros((len(images), max(map(len, ids), default=0)), "int64")
     for n, row in enumerate(ids): padded[n, :len(row)] = row
     domains = np.zeros(len(images), "int64") if domains is None else np.asarray(domains, "int64")
-    return Batch(*map(torch.from_numpy, (x, mask, padded, domains)), list(tokens or [""] * len(images)))
+    placed = None if boxes is None else np.full((len(images), padded.shape[1] - 1, 4), np.nan, "float32")
+    for n, box in enumerate(boxes or ()): placed[n, :len(box)] = box
+    return Batch(*map(torch.from_numpy, (x, mask, padded, domains)), list(tokens or [""] * len(images)), None if boxes is None else torch.from_numpy(placed))
 
 # %% ../nbs/04_data.ipynb #6f4ad8ee
 def size_class(
@@ -766,6 +771,88 @@ class Stream:
             images.append(augment(image, self.profile, rng, self.ranges) if self.ranges else pad_margin(image, self.profile))
         tokens = [self.sets[which].tokens[index] for _, which, index in rows]
         return collate(images, [self.vocab.encode(t.split()) for t in tokens], [self.sets[w].domain for _, w, _ in rows], tokens)
+
+# %% ../nbs/04_data.ipynb #7c9c5535
+@dataclass(frozen=True)
+class Drawing:
+    "How a `FigureStream` draws."
+    height: float  # px of the median symbol
+    area: int = 160_000  # px of a batch, padding included
+    largest: int = 40  # images of a batch
+    tilt: float = 1.5  # degrees, standard deviation of an image's turn
+    loose: float = 1.0  # of the symbols, `drawing.Hand`
+    faults: float = 0.0  # share of images with a photo's faults
+    border: int = 8  # px of blank around the ink, on average
+
+
+class FigureStream:
+    "Endless batches over figure sets: `stream[step]` is a `Batch` with boxes, always the same one."
+    def __init__(
+        self,
+        sets,  # of `drawing.FigureSet`, drawn from evenly
+        vocab: Vocab,
+        drawing: Drawing,
+        seed: int,
+        pool: int = 8192,  # images sorted together
+    ):
+        if not sets or not all(len(s) for s in sets): raise FormulaGanError("a stream needs figure sets that are not empty")
+        self.sets, self.vocab, self.drawing, self.seed, self.pool = sets, vocab, drawing, seed, pool
+        self.counts, self.cached = [], (-1, None)  # batches of each pool; the newest pool's
+
+    def items(self, number: int) -> list[tuple[int, int]]:
+        "Set and index of a pool's images: sets take turns, each epoch of a set is one permutation."
+        found, orders = [], {}
+        for n in range(number * self.pool, (number + 1) * self.pool):
+            which, position = n % len(self.sets), n // len(self.sets)
+            epoch, place = divmod(position, len(self.sets[which]))
+            if (which, epoch) not in orders: orders[which, epoch] = np.random.default_rng(derive_seed(self.seed, which, epoch)).permutation(len(self.sets[which]))
+            found.append((which, int(orders[which, epoch][place])))
+        return found
+
+    def batches(self, number: int) -> list:
+        "A pool's batches: lists of (set, index)."
+        if self.cached[0] == number: return self.cached[1]
+        rng, items = np.random.default_rng(derive_seed(self.seed, "pool", number)), self.items(number)
+        sizes = np.array([self.sets[which].sizes[n] for which, n in items]) + 0.5
+        order = np.lexsort((sizes[:, 0] * rng.uniform(0.95, 1.05, len(items)), np.round(np.log(sizes[:, 1]) / 0.25)))
+        groups, group, wide, high, size = [], [], 0.0, 0.0, None
+        for n in order:
+            size = size or self.size(rng)
+            w, h = sizes[n] * size + 2 * self.drawing.border
+            wide, high = max(wide, w), max(high, h)
+            if group and ((len(group) + 1) * wide * high > self.drawing.area or len(group) == self.drawing.largest):
+                groups.append(group)
+                size = self.size(rng)
+                wide, high = sizes[n] * size + 2 * self.drawing.border
+                group = []
+            group.append((*items[n], size))
+        groups.append(group)
+        self.cached = (number, [groups[i] for i in rng.permutation(len(groups))])
+        return self.cached[1]
+
+    def size(self, rng) -> float: return self.drawing.height * float(np.exp(rng.uniform(np.log(0.74), np.log(1.35))))
+
+    def place(self, step: int) -> tuple[int, int]:
+        "Pool of a batch and its number there."
+        while sum(self.counts) <= step: self.counts.append(len(self.batches(len(self.counts))))
+        for pool, count in enumerate(self.counts):
+            if step < count: return pool, step
+            step -= count
+
+    def __getitem__(self, step: int) -> Batch:
+        from formula_gan.drawing import Hand, draw_figure, photo_faults
+        pool, number = self.place(int(step))
+        group, rng = self.batches(pool)[number], np.random.default_rng(derive_seed(self.seed, "draw", int(step)))
+        aspect, shear = float(np.exp(rng.uniform(-0.18, 0.18))), float(np.clip(rng.normal(0, 0.12), -0.3, 0.3))
+        images, boxes, tokens = [], [], []
+        for which, n, size in group:
+            hand = Hand(size, float(rng.uniform(0.07, 0.15)), aspect, shear, float(np.clip(rng.normal(0, self.drawing.tilt), -5, 5)), float(abs(rng.normal(0, 0.04))), self.drawing.loose)
+            border = tuple(int(side) for side in rng.integers(self.drawing.border // 2, 3 * self.drawing.border // 2 + 1, 4))
+            image, box = draw_figure(self.sets[which][n], hand, rng, border)
+            images.append(photo_faults(image, rng, size) if rng.random() < self.drawing.faults else image)
+            boxes.append(box)
+            tokens.append(self.sets[which].tokens[n])
+        return collate(images, [self.vocab.encode(t.split()) for t in tokens], [HANDWRITTEN] * len(images), tokens, multiple=8, boxes=boxes)
 
 # %% ../nbs/04_data.ipynb #0d573070
 def ordered_batches(

@@ -6,7 +6,7 @@
 __all__ = ['LARGEST_COORDINATE', 'LARGEST_FILE', 'CROHME_FOLDERS', 'CROHME_ORIGIN', 'DOT', 'LARGEST_SIDE', 'LARGEST_AREA',
            'WORDS', 'UNITS_PER_EM', 'InkError', 'Symbol', 'Ink', 'parse_trace', 'read_inkml', 'write_inkml',
            'read_crohme', 'writer_key', 'upright_height', 'stroke_symbol_height', 'rasterize', 'rasterize_many',
-           'symbol_label', 'SymbolBank', 'stitch', 'distort', 'demo_bank', 'demo_inks']
+           'ink_tokens', 'symbol_label', 'SymbolBank', 'stitch', 'distort', 'demo_bank', 'demo_inks']
 
 # %% ../nbs/03_ink.ipynb #24855760
 import re, zipfile, zlib
@@ -19,7 +19,9 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 
 from .core import FormulaGanError
+from .placing import UNDRAWN, match_names, print_tokens
 from .rendering import draw_svg, symbol_height as median_symbol_height
+from .tokenizer import FUNCTIONS
 
 # %% ../nbs/03_ink.ipynb #a7299af4
 class InkError(FormulaGanError):
@@ -31,6 +33,7 @@ class Symbol:
     "One written symbol: its name as the data set spells it, and which strokes of the ink belong to it."
     label: str
     strokes: tuple[int, ...]
+    place: int = -1  # of stitched ink: which of its layout's glyphs and rules it is, counted as in `Layout.owners`
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +107,20 @@ def _traces(root) -> tuple[list[np.ndarray], dict]:
     return strokes, index
 
 
-def _segments(root, index: dict):
-    "Yield the symbols: groups that point to traces. The label is the group's own truth."
+def _segments(root, index: dict) -> list[Symbol]:
+    """The symbols, which are groups that point to traces, under their own truths; where groups link to leaves of a MathML tree,
+    in the order of the leaves, which is that of the LaTeX."""
+    xml_id = "{http://www.w3.org/XML/1998/namespace}id"
+    leaves = [element.get(xml_id) or element.get("id") for tree in root.iter() if _local(tree) == "math" for element in tree.iter()]
+    place, found = {leaf: n for n, leaf in enumerate(leaves)}, []
     for group in root.iter():
         views = _children(group, "traceView") if _local(group) == "traceGroup" else ()
         names = [(view.get("traceDataRef") or "").lstrip("#") for view in views]
         if lost := [name for name in names if name not in index]: raise ValueError(f"a symbol refers to trace {lost[0]!r}, which it lacks")
         used = tuple(dict.fromkeys(index[name] for name in names if index[name] is not None))
-        if used: yield Symbol(_annotation(group, "truth"), used)
+        link = next((child.get("href", "") for child in _children(group, "annotationXML")), "")
+        if used: found.append((place.get(link.lstrip("#"), len(place)), Symbol(_annotation(group, "truth"), used)))
+    return [symbol for _, symbol in sorted(found, key=lambda pair: pair[0])]
 
 # %% ../nbs/03_ink.ipynb #89e41c33
 def _ink(root, id: str, source: str) -> Ink:
@@ -341,6 +350,20 @@ def rasterize_many(
     images = _many(_rasterize_job, [(ink, own(n)) for n, ink in enumerate(inks)], workers, progress, "draw ink")
     return [image if isinstance(image, InkError) else np.float32(image) / np.float32(255) for image in images]
 
+# %% ../nbs/03_ink.ipynb #2c26f692
+def ink_tokens(
+    ink: Ink,  # with its normal form in `latex`
+) -> np.ndarray:  # int16 (symbols,): the token that each symbol is, -1 where none was found
+    "Which token of its label each symbol of an ink is; letters of a function's name may be symbols of their own."
+    found, wanted = [symbol_label(s.label) for s in ink.symbols], []
+    for n, token in enumerate(ink.latex.split()):
+        if token in UNDRAWN: continue
+        name = symbol_label(token)
+        wanted += [(n, name)] if name in found or token not in FUNCTIONS else [(n, letter) for letter in token[1:]]
+    owner = np.full(len(ink.symbols), -1, "int16")
+    for token, symbol in match_names(wanted, found): owner[symbol] = token
+    return owner
+
 # %% ../nbs/03_ink.ipynb #b0ec8d26
 _SPELLINGS = {"\\lt": "<", "\\gt": ">", "\\cdot": ".", "\\cdots": "\\ldots", "\\dots": "\\ldots", "\\frac": "-", "\\to": "\\rightarrow",
               "\\le": "\\leq", "\\ge": "\\geq", "\\ne": "\\neq", "'": "\\prime", "COMMA": ",", "{": "\\{", "}": "\\}", "\\vert": "|",
@@ -432,6 +455,7 @@ class _Piece:
     width: float
     height: float
     knee: float = 0.0
+    place: int = -1  # among the layout's glyphs and rules
 
     @property
     def right(self): return self.x + self.width
@@ -441,7 +465,7 @@ class _Piece:
 
     def join(self, other):
         x, y = min(self.x, other.x), min(self.y, other.y)
-        return _Piece(self.label, x, y, max(self.right, other.right) - x, max(self.bottom, other.bottom) - y, self.knee)
+        return _Piece(self.label, x, y, max(self.right, other.right) - x, max(self.bottom, other.bottom) - y, self.knee, self.place)
 
 
 def _radical(surd: _Piece, rules: list) -> _Piece:
@@ -457,12 +481,12 @@ def _radical(surd: _Piece, rules: list) -> _Piece:
 # %% ../nbs/03_ink.ipynb #623f4ebd
 def _pieces(layout) -> list[_Piece]:
     "What a pen writes for a layout, left to right as typeset: one piece a shape; rules last."
-    rules, pieces = [_Piece("-", rule.x, rule.y, rule.width, rule.height) for rule in layout.rules], []
-    for glyph in layout.glyphs:
+    rules, pieces = [_Piece("-", rule.x, rule.y, rule.width, rule.height, place=n) for n, rule in enumerate(layout.rules, len(layout.glyphs))], []
+    for n, glyph in enumerate(layout.glyphs):
         if glyph.char in _PRIMES:
             count = _PRIMES[glyph.char]
-            pieces += [_Piece("\\prime", glyph.x + i * glyph.width / count, glyph.y, glyph.width / count, glyph.height) for i in range(count)]
-        else: pieces.append(_Piece(_GLYPHS.get(glyph.char, glyph.char), glyph.x, glyph.y, glyph.width, glyph.height))
+            pieces += [_Piece("\\prime", glyph.x + i * glyph.width / count, glyph.y, glyph.width / count, glyph.height, place=n) for i in range(count)]
+        else: pieces.append(_Piece(_GLYPHS.get(glyph.char, glyph.char), glyph.x, glyph.y, glyph.width, glyph.height, place=n))
     pieces = [_radical(piece, rules) if piece.label == "\\sqrt" else piece for piece in pieces]
     return pieces + rules
 
@@ -534,11 +558,13 @@ def stitch(
     jitter: float = 1.0,  # 0 puts every symbol exactly into its box
     latex: str = "",  # the ink's label
     id: str = "",
+    leave_out: bool = False,  # leave out what the bank lacks, in place of an error
 ) -> Ink:  # 100 units to the em, y downwards; symbols marked; source "stitched"
     "Write a typeset formula with a bank's symbols. Raises `InkError` naming the shapes that the bank lacks."
     pieces = _pieces(layout)
-    if not pieces: raise InkError(f"{latex or id or 'the formula'!s}: an empty layout has nothing to write")
-    if lost := bank.missing(layout): raise InkError(f"{latex or id or 'the formula'!s}: the symbol bank lacks {' '.join(sorted(lost))}; leave the formula out or add ink")
+    if leave_out: pieces = [piece for piece in pieces if piece.label in bank.symbols]
+    if not pieces: raise InkError(f"{latex or id or 'the formula'!s}: the layout has nothing that the bank can write")
+    if not leave_out and (lost := bank.missing(layout)): raise InkError(f"{latex or id or 'the formula'!s}: the symbol bank lacks {' '.join(sorted(lost))}; leave the formula out or add ink")
     if writer is None: writer = _hand({piece.label for piece in pieces}, bank, rng)
     pieces = _words(pieces, lambda label: writer in bank.symbols.get(label, ()) and rng.random() < 0.7)
     size = layout.symbol_height
@@ -553,8 +579,10 @@ def stitch(
         turn[0, 1] -= slant
         shift = jitter * np.clip(rng.normal(size=2), -2, 2) * [0.03, 0.04] * own
         shift[1] += tilt * centre[0] + wave * np.sin(phase + 0.8 * centre[0])
-        symbols.append(Symbol(piece.label, tuple(range(len(strokes), len(strokes) + len(written)))))
+        symbols.append(Symbol(piece.label, tuple(range(len(strokes), len(strokes) + len(written))), piece.place))
         strokes += [(((stroke - centre) @ turn.T + centre + shift) * UNITS_PER_EM).astype(np.float32) for stroke in written]
+    token = print_tokens(latex, layout)
+    symbols.sort(key=lambda symbol: token[symbol.place])  # as the LaTeX has them, like what is read from InkML
     return Ink(id, tuple(strokes), latex, writer, tuple(symbols), "stitched")
 
 # %% ../nbs/03_ink.ipynb #f18b9cf2

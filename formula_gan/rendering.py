@@ -67,6 +67,12 @@ class Layout:
     height: float
     glyphs: tuple[Glyph, ...]  # in the order of typesetting
     rules: tuple[Rule, ...]
+    owners: tuple[int, ...] = ()  # of each path of `svg`: its place among the glyphs, or after them among the rules
+
+    @property
+    def boxes(self) -> np.ndarray:  # (glyphs + rules, 4): x, y, width, height in em
+        "What `owners` count: the boxes of all glyphs, then of all rules."
+        return np.array([(b.x, b.y, b.width, b.height) for b in (*self.glyphs, *self.rules)])
 
     @property
     def symbol_height(self) -> float:  # em
@@ -328,7 +334,7 @@ def _plain(char: str) -> str:
 # %% ../nbs/02_rendering.ipynb #48a83b53
 class _Builder:
     "Collects the outlines and boxes of a formula; lengths in 1/1000 em, y downwards."
-    def __init__(self): self.parts, self.glyphs, self.rules, self.boxes = [], {}, [], []
+    def __init__(self): self.parts, self.owners, self.glyphs, self.rules, self.boxes = [], [], {}, [], []
 
     def glyph(self, path, frame, key, char):
         "One outline; outlines of one `key` (pieces of a bracket, strokes of an unequal sign) make one glyph."
@@ -336,14 +342,24 @@ class _Builder:
         for left, bottom, right, top in _contour_boxes(path):
             self._box(key, char, x + scale_x * left, y + scale_y * top, x + scale_x * right, y + scale_y * bottom)
         first_x, first_y, rest = _relative_path(path, round(scale_x, 4), round(scale_y, 4))
-        self.parts.append(f'<path d="M{x + first_x:.1f} {y + first_y:.1f}{rest}"/>'.replace(".0", ""))
+        self._path(f"M{x + first_x:.1f} {y + first_y:.1f}{rest}", ("glyph", key))
 
     def bar(self, left, top, right, bottom, key=None, char=""):
         "A filled rectangle: a rule, or with `key` a piece of a glyph."
         if right <= left or bottom <= top: return
         if key is None: self._rule(left, top, right, bottom)
         else: self._box(key, char, left, top, right, bottom)
-        self.parts.append(f'<path d="M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z"/>'.replace(".0", ""))
+        self._path(f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z", ("rule", len(self.rules) - 1) if key is None else ("glyph", key))
+
+    def polygon(self, corners):
+        "A filled slanted bar."
+        xs, ys = zip(*corners)
+        self._rule(min(xs), min(ys), max(xs), max(ys))
+        self._path("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "z", ("rule", len(self.rules) - 1))
+
+    def _path(self, data, owner):
+        self.parts.append(f'<path d="{data}"/>'.replace(".0", ""))
+        self.owners.append(owner)
 
     def _rule(self, *box):
         self.boxes.append(box)
@@ -357,10 +373,13 @@ class _Builder:
     def layout(self) -> Layout:
         if not self.boxes: raise RenderError("nothing to draw: the formula has no ink")
         left, top, right, bottom = (f(side) for f, side in zip((min, min, max, max), zip(*self.boxes)))
-        lines = [box for char, box in self.glyphs.values() if char in _LINES]
+        lines = [key for key, (char, _) in self.glyphs.items() if char in _LINES]
+        symbols = [key for key in self.glyphs if key not in lines]
+        place = {("glyph", key): n for n, key in enumerate(symbols)} | {("rule", n): len(symbols) + n for n in range(len(self.rules))}
+        place |= {("glyph", key): len(symbols) + len(self.rules) + n for n, key in enumerate(lines)}
         return Layout(f'<g transform="scale(.001)">{"".join(self.parts)}</g>', *_rounded((left, top, right, bottom)),
-                      tuple(Glyph(char, *_rounded(box)) for char, box in self.glyphs.values() if char not in _LINES),
-                      (*self.rules, *(Rule(*_rounded(box)) for box in lines)))
+                      tuple(Glyph(self.glyphs[key][0], *_rounded(self.glyphs[key][1])) for key in symbols),
+                      (*self.rules, *(Rule(*_rounded(self.glyphs[key][1])) for key in lines)), tuple(place[owner] for owner in self.owners))
 
 
 _LINES = ("\u2015", "\u203e", "\u00af", "_")  # characters that MathJax stretches into over- and underlines
@@ -422,7 +441,7 @@ def _add_shape(builder: _Builder, element, frame):
         return builder.bar(*_corners(frame, value("x"), value("y"), value("x") + value("width"), value("y") + value("height")))
     if element.tag == "polygon":
         points = [[float(v) for v in point.split(",")] for point in element.get("points").split()]
-        return _add_polygon(builder, [(frame[0] * u + frame[2], frame[1] * v + frame[3]) for u, v in points])
+        return builder.polygon([(frame[0] * u + frame[2], frame[1] * v + frame[3]) for u, v in points])
     if element.tag == "rect" and not element.get("rx"):
         left, top, right, bottom = _corners(frame, value("x"), value("y"), value("x") + value("width"), value("y") + value("height"))
         for x in (left, right): _add_line(builder, x, top, x, bottom, stroke)
@@ -441,13 +460,8 @@ def _add_line(builder: _Builder, x1, y1, x2, y2, stroke):
     if abs(y1 - y2) < 1e-6: return builder.bar(min(x1, x2), y1 - stroke / 2, max(x1, x2), y1 + stroke / 2)
     length = math.hypot(x2 - x1, y2 - y1)
     u, v = (y1 - y2) * stroke / 2 / length, (x2 - x1) * stroke / 2 / length  # half the stroke, across the line
-    _add_polygon(builder, ((x1 + u, y1 + v), (x2 + u, y2 + v), (x2 - u, y2 - v), (x1 - u, y1 - v)))
+    builder.polygon(((x1 + u, y1 + v), (x2 + u, y2 + v), (x2 - u, y2 - v), (x1 - u, y1 - v)))
 
-
-def _add_polygon(builder: _Builder, corners):
-    xs, ys = zip(*corners)
-    builder._rule(min(xs), min(ys), max(xs), max(ys))
-    builder.parts.append('<path d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + 'z"/>')
 
 # %% ../nbs/02_rendering.ipynb #4e4ccf6a
 def typeset(

@@ -175,11 +175,14 @@ def update_average(
     average: torch.nn.Module,
     model: torch.nn.Module,
     decay: float,
+    statistics: bool = False,  # average them as well
 ):
-    "Move every weight of `average` towards `model`; statistics (buffers) are copied."
+    "Move every weight of `average` towards `model`; statistics (buffers) are copied unless they are to be averaged."
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
-        for a, b in zip(average.buffers(), model.buffers()): a.copy_(b)
+        for a, b in zip(average.buffers(), model.buffers()):
+            if statistics and a.is_floating_point(): a.lerp_(b, 1 - decay)
+            else: a.copy_(b)
 
 
 THIN = dict(layers=3, growth=12, stem_channels=24, hidden=128, embedding=128, attention=64, coverage_kernel=7)  # what `demo` can train in seconds
