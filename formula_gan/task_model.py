@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RecognizerConfig', 'Cells', 'NormReLU', 'DenseLayer', 'DenseBlock', 'Encoder', 'WideLayer', 'WideBlock',
-           'WideEncoder', 'Memory', 'CoverageAttention', 'gru', 'State', 'Decoder', 'attention_loss', 'symbol_loss',
-           'Hypothesis', 'Recognizer', 'count_runaways', 'save_recognizer', 'load_recognizer']
+           'WideEncoder', 'Memory', 'CoverageAttention', 'gru', 'State', 'Decoder', 'Position', 'advance',
+           'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways', 'save_recognizer',
+           'load_recognizer']
 
 # %% ../nbs/06_task_model.ipynb #96e55c0e
 import math
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import FormulaGanError, load_weights, save_weights
-from .tokenizer import END, PAD, START, Vocab
+from .search import Grammar, beam_search
+from .tokenizer import PAD, Vocab
 
 # %% ../nbs/06_task_model.ipynb #3fcc479c
 @dataclass(frozen=True)
@@ -357,74 +359,30 @@ class Decoder(nn.Module):
         return self.out(self.dropout(pairs.amax(-1)))
 
 # %% ../nbs/06_task_model.ipynb #afc2cccb
-class _Search:
-    "The images still being read: their memories, states and who they are."
-    def __init__(self, decoder: Decoder, memories: list[Memory], state: State):
-        self.decoder, self.memories, self.state = decoder, memories, state
-        self.images = torch.arange(len(state.hidden), device=state.hidden.device)
+class Position(NamedTuple):
+    "What a search remembers of its hypotheses: memories and states of the images still being read."
+    decoder: Decoder
+    memories: list[Memory]
+    state: State
 
-    def advance(self, last: torch.Tensor) -> torch.Tensor:  # ids (B, K) -> log-probabilities (B, K, tokens)
-        gates, token = self.decoder.gates(last)
-        self.state, seen, _ = self.decoder.step(gates, self.state, self.memories)
-        logits = self.decoder.logits(self.state.hidden, seen, token).log_softmax(-1)
-        logits[..., [PAD, START]] = -math.inf
-        return logits
+    def select(self, images: torch.Tensor) -> "Position":
+        return Position(self.decoder, [m.select(images) for m in self.memories], self.state.select((images,)))
 
-    def keep(self, alive: torch.Tensor, *others: torch.Tensor):  # forget finished images, once half are
-        if not alive.any() or 2 * alive.sum() > len(alive): return others
-        self.images, self.state = self.images[alive], self.state.select((alive,))
-        self.memories = [m.select(alive) for m in self.memories]
-        return [o[alive] for o in others]
+    def choose(self, rows: torch.Tensor, origin: torch.Tensor) -> "Position":
+        return self._replace(state=self.state.select((rows, origin)))
+
+    def widen(self, count: int) -> "Position":
+        return self._replace(state=self.state.select((slice(None), [0] * count)))
 
 
-def _greedy(decoder: Decoder, memories: list[Memory], state: State, max_length: int):
-    "-> ids (B, max_length), padded; mean log-probability (B,); whether it ended (B,)."
-    search, total = _Search(decoder, memories, state), len(state.hidden)
-    ids = torch.full((total, max_length), PAD, device=state.hidden.device)
-    score, ended = torch.zeros(total, device=ids.device), torch.zeros(total, dtype=torch.bool, device=ids.device)
-    last, length = torch.full((total, 1), START, device=ids.device), torch.zeros_like(score)
-    for step in range(max_length):
-        best, last = search.advance(last).max(-1)
-        going = ~ended[search.images]
-        images = search.images[going]
-        ids[images, step] = last[going, 0]
-        score[images] += best[going, 0]
-        length[images] += 1
-        ended[images] = last[going, 0] == END
-        if ended.all(): break
-        (last,) = search.keep(~ended[search.images], last)
-    return ids, score / length, ended
-
-# %% ../nbs/06_task_model.ipynb #5943825a
-def _beam(decoder: Decoder, memories: list[Memory], state: State, beam_size: int, max_length: int):
-    "As `_greedy`, for the best of `beam_size` hypotheses."
-    ids, score, ended = _greedy(decoder, memories, state, max_length)
-    if beam_size == 1: return ids, score, ended
-    device, total, slots = ids.device, len(ids), torch.arange(beam_size, device=ids.device)
-    search = _Search(decoder, memories, state.select((slice(None), [0] * beam_size)))
-    live = torch.full((total, beam_size), -math.inf, device=device)  # log-probability of each running hypothesis
-    live[:, 0] = 0  # all are the same at first: one may go on
-    texts = torch.full((total, beam_size, max_length), PAD, device=device)
-    last, places = torch.full((total, beam_size), START, device=device), torch.full((total,), beam_size, device=device)
-    for step in range(max_length):
-        candidates = live[..., None] + search.advance(last)
-        live, flat = candidates.flatten(1).topk(beam_size)
-        live = live.masked_fill(slots >= places[:, None], -math.inf)  # hypotheses that ended keep their places
-        origin, last = flat // candidates.shape[-1], flat % candidates.shape[-1]
-        rows = torch.arange(len(live), device=device)
-        search.state, texts = search.state.select((rows[:, None], origin)), texts[rows[:, None], origin]
-        texts[..., step] = last
-        ends = (last == END) & live.isfinite()
-        best, slot = live.masked_fill(~ends, -math.inf).max(1)
-        best, image = best / (step + 1), search.images
-        better = best.isfinite() & (~ended[image] | (best > score[image]))
-        ids[image[better]], score[image[better]] = texts[rows, slot][better], best[better]
-        ended[image] |= better
-        live, places = live.masked_fill(ends, -math.inf), places - ends.sum(1)
-        alive = live.isfinite().any(1)
-        if not alive.any(): break
-        live, last, texts, places = search.keep(alive, live, last, texts, places)
-    return ids, score, ended
+def advance(
+    position: Position,
+    last: torch.Tensor,  # ids (B, K)
+) -> tuple[Position, torch.Tensor]:  # log-probabilities (B, K, tokens)
+    "One token on, for `search`."
+    gates, token = position.decoder.gates(last)
+    state, seen, _ = position.decoder.step(gates, position.state, position.memories)
+    return position._replace(state=state), position.decoder.logits(state.hidden, seen, token).log_softmax(-1)
 
 # %% ../nbs/06_task_model.ipynb #aabf79de
 def attention_loss(
@@ -478,7 +436,7 @@ class Recognizer(nn.Module):
         config: RecognizerConfig = RecognizerConfig(),
     ):
         super().__init__()
-        self.vocab, self.config = vocab, config
+        self.vocab, self.config, self.grammar = vocab, config, Grammar(vocab)
         self.encoder = WideEncoder(config) if config.wide else Encoder(config)
         self.decoder = Decoder(self.encoder.channels, len(vocab), config)
         self.symbols = nn.Linear(self.encoder.channels[0], len(vocab)) if config.symbol_map else None
@@ -553,13 +511,15 @@ class Recognizer(nn.Module):
         mask: torch.Tensor | None = None,  # the same shape
         beam_size: int = 10,  # 1 is greedy
         max_length: int = 200,  # tokens at most, end token included
+        valid: bool = True,  # only formulas that have a normal form, `search.Grammar`
     ) -> list[Hypothesis]:  # (tokens, score) of each image
         "Read images, in the model's present mode (call `eval()` first). Length-normalised beam search."
         for name, value in (("beam_size", beam_size), ("max_length", max_length)):
             if value < 1: raise FormulaGanError(f"{name}={value} must be at least 1")
         memories, state = self.memories(x, mask)
         with torch.autocast(x.device.type, enabled=False):
-            ids, scores, _ = _beam(self.decoder, memories, state, beam_size, max_length)
+            position = Position(self.decoder, memories, state)
+            ids, scores, _ = beam_search(advance, position, beam_size, len(x), max_length, x.device, self.grammar if valid else None)
         return [Hypothesis(self.vocab.decode(i), s) for i, s in zip(ids.tolist(), scores.tolist())]
 
 
@@ -567,8 +527,8 @@ def count_runaways(
     hypotheses: list[Hypothesis],  # from `Recognizer.decode`
     max_length: int = 200,  # as given to it
 ) -> int:  # how many never ended
-    "Readings that were cut at the cap."
-    return sum(len(h.tokens) >= max_length for h in hypotheses)
+    "Readings that were cut at the cap, or ended there because the grammar made them."
+    return sum(len(h.tokens) >= max_length - 1 for h in hypotheses)
 
 # %% ../nbs/06_task_model.ipynb #beff8e11
 def save_recognizer(

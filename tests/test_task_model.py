@@ -152,7 +152,7 @@ def test_attention_stays_on_the_image_and_coverage_matters():
 def test_greedy_equals_step_by_step_teacher_forcing():
     model = make(3)
     x, mask = images(SIZES, 40, 96)
-    read = model.decode(x, mask, beam_size=1, max_length=8)
+    read = model.decode(x, mask, beam_size=1, max_length=8, valid=False)
     for n in range(4):
         ids, total = [START], 0.0
         while len(ids) <= 8 and ids[-1] != END:
@@ -171,7 +171,7 @@ def test_wide_beam_equals_exhaustive_search(seed, multi_scale):
     x, mask = images(SIZES, 40, 96, seed)
     texts = [t for n in range(longest) for t in itertools.product([3, 4], repeat=n)]
     ids = torch.tensor([[START, *t, END] + [PAD] * (longest - 1 - len(t)) for t in texts])
-    read = model.decode(x, mask, beam_size=2 ** (longest + 1), max_length=longest)
+    read = model.decode(x, mask, beam_size=2 ** (longest + 1), max_length=longest, valid=False)
     for n in range(4):
         nll = model.token_nll(x[n:n + 1].expand(len(ids), -1, -1, -1), mask[n:n + 1].expand(len(ids), -1, -1, -1), ids)
         score = -nll.sum(1) / (nll != 0).sum(1)
@@ -185,8 +185,8 @@ def test_beam_is_never_worse_than_greedy():
         model = make(seed, sharp=0.5)
         with torch.no_grad(): model.decoder.out.bias[END] += 1
         x, mask = images(SIZES * 4, 40, 96, seed)
-        greedy = model.decode(x, mask, beam_size=1, max_length=15)
-        for beam in (model.decode(x, mask, k, 15) for k in (2, 4, 10)):
+        greedy = model.decode(x, mask, beam_size=1, max_length=15, valid=False)
+        for beam in (model.decode(x, mask, k, 15, valid=False) for k in (2, 4, 10)):
             assert count_runaways(beam, 15) <= count_runaways(greedy, 15)
             assert all(b.score >= g.score - 1e-6 for b, g in zip(beam, greedy) if len(g.tokens) < 15)
             found += sum(b.score > g.score + 1e-4 for b, g in zip(beam, greedy))
@@ -197,10 +197,10 @@ def test_batched_beams_equal_single_images_and_scores_are_true():
     "Images leave the search at different steps; states and coverage must stay with their hypotheses."
     model, sizes = make(4, sharp=0.5), SIZES * 3
     x, mask = images(sizes, 40, 96, 4)
-    read = model.decode(x, mask, beam_size=10, max_length=15)
+    read = model.decode(x, mask, beam_size=10, max_length=15, valid=False)
     assert len({len(h.tokens) for h in read}) > 3
     for n, h in enumerate(read):
-        alone = model.decode(x[n:n + 1], mask[n:n + 1], beam_size=10, max_length=15)[0]
+        alone = model.decode(x[n:n + 1], mask[n:n + 1], beam_size=10, max_length=15, valid=False)[0]
         assert alone.tokens == h.tokens and math.isclose(alone.score, h.score, abs_tol=1e-4)
         if len(h.tokens) < 15:
             nll = model.token_nll(x[n:n + 1], mask[n:n + 1], torch.tensor([model.vocab.encode(h.tokens)]))
@@ -212,10 +212,10 @@ def test_runaways_are_cut_and_counted():
     with torch.no_grad(): model.decoder.out.bias[END] = -1e4
     x, mask = images(SIZES, 40, 96)
     for beam_size in (1, 3):
-        read = model.decode(x, mask, beam_size, max_length=7)
+        read = model.decode(x, mask, beam_size, max_length=7, valid=False)
         assert [len(h.tokens) for h in read] == [7] * 4 and count_runaways(read, 7) == 4
     with torch.no_grad(): model.decoder.out.bias[END] = 1e4
-    read = model.decode(x, mask, 3, max_length=7)
+    read = model.decode(x, mask, 3, max_length=7, valid=False)
     assert read == [Hypothesis([], h.score) for h in read] and count_runaways(read, 7) == 0
 
 
@@ -317,7 +317,7 @@ def test_it_learns_to_read():
     model = Recognizer(Vocab.from_tokens([SYMBOLS]), RecognizerConfig(**{**SMALL, "layers": 2, "growth": 8, "hidden": 48, "embedding": 48, "attention": 32, "dropout": 0.0}))
     train(model, padded([strokes(t) for t in texts[:256]], texts[:256], model.vocab), 250, 1e-2)
     x, mask, _ = padded([strokes(t) for t in texts[256:]], texts[256:], model.vocab)
-    read = [h.tokens for h in model.decode(x, mask, 3, 12)]
+    read = [h.tokens for h in model.decode(x, mask, 3, 12, valid=False)]
     assert sum(r == t for r, t in zip(read, texts[256:])) >= 12
 
 
@@ -357,3 +357,53 @@ def test_overfits_64_real_formulas(profile):
             if ink in captions and picture.shape[1] <= 240 and len(captions[ink]) <= 25: pictures.append(picture); texts.append(captions[ink])
     assert len(texts) >= 64
     overfit(pictures[:64], texts[:64], replace(large_recognizer(get_profile(profile)), dropout=0.0), 600)
+
+
+def test_only_formulas_are_read():
+    "An untrained model writes rubbish, yet every reading has a normal form, however short the cap; the end is forced in time."
+    from formula_gan.tokenizer import normalize
+    vocab = Vocab.crohme()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = Recognizer(vocab, RecognizerConfig(**SMALL)).eval()
+        model.decoder.out.bias.data.normal_(0, 2)
+        for length in (3, 9, 30):
+            for beam_size in (1, 4):
+                read = model.decode(torch.rand(3, 1, 24, 40), None, beam_size, length)
+                assert all(h.tokens and normalize(" ".join(h.tokens)) and len(h.tokens) < length for h in read)
+
+
+def test_guidance_teaches_where_to_look():
+    "Both losses fall, the attention goes into the boxes, and a token without a box takes no part."
+    from formula_gan.task_model import attention_loss, symbol_loss
+    torch.manual_seed(0)
+    vocab = Vocab.from_tokens([SYMBOLS])
+    model = Recognizer(vocab, RecognizerConfig(wide=True, symbol_map=True, layers=2, growth=8, stem_channels=16, stride=8, hidden=32, embedding=32, attention=16,
+                                               coverage_channels=4, coverage_kernel=3, dropout=0.0))
+    x, boxes = torch.zeros(8, 1, 16, 64), torch.full((8, 4, 4), float("nan"))
+    ids = torch.tensor([[1, *(3 + (n + k) % len(SYMBOLS) for k in range(3)), 2] for n in range(8)])
+    for n in range(8):
+        for k in range(3):
+            x[n, 0, 4:12, 20 * k + 2:20 * k + 10] = (ids[n, k + 1] - 2) / 8
+            boxes[n, k] = torch.tensor([20 * k + 2, 4, 20 * k + 10, 12])
+    optimizer, first = torch.optim.Adam(model.parameters(), 1e-2), None
+    for _ in range(60):
+        losses = model.guided_losses(x, None, ids, boxes)
+        first = first or {name: float(value) for name, value in losses.items()}
+        optimizer.zero_grad(); sum(losses.values()).backward(); optimizer.step()
+    assert all(float(losses[name]) < 0.5 * first[name] for name in ("read", "attention", "symbols"))
+    look = torch.full((1, 2, 2, 8), 1 / 16)
+    half = torch.tensor([[[0.0, 0, 31, 15], [float("nan")] * 4]])
+    assert math.isclose(float(attention_loss(look, half, 8)), -math.log(10 / 16 + 1e-4), rel_tol=1e-5)
+    none = torch.full((1, 2, 4), float("nan"))
+    assert attention_loss(look, none, 8) == 0 and torch.isfinite(symbol_loss(torch.zeros(1, 5, 2, 8), torch.ones(1, 1, 2, 8), ids[:1, 1:3], none, 8))
+
+
+def test_wide_encoder_does_not_see_padding():
+    torch.manual_seed(0)
+    model = Recognizer(Vocab.from_tokens([SYMBOLS]), RecognizerConfig(wide=True, layers=2, growth=8, stem_channels=16, stride=8, dropout=0.0)).eval()
+    x = torch.rand(1, 1, 21, 50)
+    large, mask = torch.rand(1, 1, 40, 96), torch.zeros(1, 1, 40, 96)
+    large[..., :21, :50], mask[..., :21, :50] = x, 1
+    (alone, _), (rows, _) = model.encode(x, None)[0], model.encode(large, mask)[0]
+    assert torch.allclose(alone, rows, atol=1e-5)
