@@ -8,9 +8,10 @@ _MODULES = {
     "ink": "Ink InkError SymbolBank rasterize read_crohme read_inkml stitch write_inkml",
     "sagan": "Discriminator Generator load_generator",
     "task_model": "Recognizer RecognizerConfig load_recognizer",
-    "synthesis": "Reading Synthesis recognize synthesize",
+    "reading": "Reading recognize recognize_many",
+    "synthesis": "Synthesis synthesize",
     "evaluation": "Scores evaluate perplexity",
-    "experiments": "run_row",
+    "tables": "run_recognition_row run_row",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = sorted(_HOME)

@@ -776,7 +776,8 @@ class Stream:
 @dataclass(frozen=True)
 class Drawing:
     "How a `FigureStream` draws."
-    height: float  # px of the median symbol
+    height: float  # px of the median symbol, or of the whole
+    sizing: str = "symbol"  # or "height": every figure is drawn that high
     area: int = 160_000  # px of a batch, padding included
     largest: int = 40  # images of a batch
     tilt: float = 1.5  # degrees, standard deviation of an image's turn
@@ -789,7 +790,7 @@ class FigureStream:
     "Endless batches over figure sets: `stream[step]` is a `Batch` with boxes, always the same one."
     def __init__(
         self,
-        sets,  # of `drawing.FigureSet`, drawn from evenly
+        sets,  # of `drawing.FigureSet` or `drawing.PictureSet`, drawn from evenly
         vocab: Vocab,
         drawing: Drawing,
         seed: int,
@@ -814,6 +815,7 @@ class FigureStream:
         if self.cached[0] == number: return self.cached[1]
         rng, items = np.random.default_rng(derive_seed(self.seed, "pool", number)), self.items(number)
         sizes = np.array([self.sets[which].sizes[n] for which, n in items]) + 0.5
+        if self.drawing.sizing == "height": sizes = sizes / sizes[:, 1:]
         order = np.lexsort((sizes[:, 0] * rng.uniform(0.95, 1.05, len(items)), np.round(np.log(sizes[:, 1]) / 0.25)))
         groups, group, wide, high, size = [], [], 0.0, 0.0, None
         for n in order:
@@ -840,15 +842,16 @@ class FigureStream:
             step -= count
 
     def __getitem__(self, step: int) -> Batch:
-        from formula_gan.drawing import Hand, draw_figure, photo_faults
+        from formula_gan.drawing import Hand, photo_faults
         pool, number = self.place(int(step))
         group, rng = self.batches(pool)[number], np.random.default_rng(derive_seed(self.seed, "draw", int(step)))
         aspect, shear = float(np.exp(rng.uniform(-0.18, 0.18))), float(np.clip(rng.normal(0, 0.12), -0.3, 0.3))
         images, boxes, tokens = [], [], []
         for which, n, size in group:
+            if self.drawing.sizing == "height": size = size / (self.sets[which].sizes[n, 1] + 0.5)
             hand = Hand(size, float(rng.uniform(0.07, 0.15)), aspect, shear, float(np.clip(rng.normal(0, self.drawing.tilt), -5, 5)), float(abs(rng.normal(0, 0.04))), self.drawing.loose)
             border = tuple(int(side) for side in rng.integers(self.drawing.border // 2, 3 * self.drawing.border // 2 + 1, 4))
-            image, box = draw_figure(self.sets[which][n], hand, rng, border)
+            image, box = self.sets[which][n].draw(hand, rng, border)
             images.append(photo_faults(image, rng, size) if rng.random() < self.drawing.faults else image)
             boxes.append(box)
             tokens.append(self.sets[which].tokens[n])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FINE', 'Figure', 'make_figure', 'ink_figure', 'thinned', 'path_polygons', 'layout_outlines', 'print_figure', 'Hand',
            'draw_hand', 'bend', 'draw_figure', 'token_boxes', 'photo_faults', 'patches', 'ruling', 'stitched_figure',
-           'FigureSet']
+           'Picture', 'print_boxes', 'PictureSet', 'FigureSet']
 
 # %% ../nbs/03b_drawing.ipynb #4cb4d91e
 import functools, re
@@ -32,6 +32,10 @@ class Figure:
     @property
     def size(self) -> np.ndarray:  # float32 (2,): width, height
         return np.ptp(self.points, axis=0)
+
+    def draw(self, hand: "Hand", rng: np.random.Generator, border=(4, 4, 4, 4)) -> tuple[np.ndarray, np.ndarray]:
+        "`draw_figure` of it."
+        return draw_figure(self, hand, rng, border)
 
 
 def make_figure(
@@ -291,6 +295,70 @@ def stitched_figure(
         symbol += [owner] * len(contours)
         filled += [True] * len(contours)
     return make_figure(latex, lines, symbol, filled, token, layout.symbol_height)
+
+# %% ../nbs/03b_drawing.ipynb #dbd18bd0
+@dataclass(frozen=True, eq=False)
+class Picture:
+    "A formula as an image with the boxes of its tokens."
+    tokens: str  # normal form
+    image: np.ndarray  # uint8 (h, w), ink 255
+    boxes: np.ndarray  # float32 (tokens, 4) px, NaN where a token has no place
+    unit: float  # px, its median symbol height
+
+    @property
+    def size(self) -> np.ndarray:  # float32 (2,): width, height in median symbol heights
+        return np.float32(self.image.shape[::-1]) / self.unit
+
+    def draw(self, hand: Hand, rng: np.random.Generator, border=(4, 4, 4, 4)) -> tuple[np.ndarray, np.ndarray]:
+        "As `draw_figure`; the pen stays as it is, and so do the symbols."
+        import cv2
+        scale, angle = hand.height / self.unit, np.deg2rad(hand.turn)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        forward = turn @ np.array([[hand.aspect, -hand.shear], [0, 1]]) * scale
+        h, w = self.image.shape
+        corners = forward @ np.array([[0, w, 0, w], [0, 0, h, h]])
+        shift = np.array(border[:2]) - corners.min(1)
+        width, height = (np.ceil(np.ptp(corners, axis=1)).astype(int) + [border[0] + border[2], border[1] + border[3]]).tolist()
+        soft = cv2.GaussianBlur(self.image, (0, 0), 0.4 / scale) if scale < 0.8 else self.image  # what is reduced is smoothed first
+        image = cv2.warpAffine(soft, np.column_stack([forward, shift]), (width, height), flags=cv2.INTER_LINEAR)
+        x, y = (self.boxes[:, [[0, 2, 0, 2], [1, 1, 3, 3]][axis]] for axis in (0, 1))
+        u, v = forward[0, 0] * x + forward[0, 1] * y + shift[0], forward[1, 0] * x + forward[1, 1] * y + shift[1]
+        return image, np.stack([u.min(1), v.min(1), u.max(1), v.max(1)], 1).astype("float32")
+
+
+def print_boxes(
+    latex: str,  # normal form
+    layout: Layout,  # of it
+    em: float,  # px
+    padding: int,  # px around the ink
+    bold: float = 0.0,  # px by which strokes are thicker, as for `rendering.draw`
+) -> np.ndarray:  # float32 (tokens, 4) px
+    "The boxes of a printed image's tokens."
+    boxes, token = np.full((latex.count(" ") + 1, 4), np.nan, "float32"), print_tokens(latex, layout)
+    low = (layout.boxes[:, :2] - [layout.left, layout.top]) * em + padding
+    high = low + layout.boxes[:, 2:] * em + bold
+    for n in np.unique(token[token >= 0]): boxes[n] = *low[token == n].min(0), *high[token == n].max(0)
+    return boxes
+
+
+class PictureSet:
+    "Pictures from an image set: `set[i]` is a `Picture`; `tokens` and `sizes` as of a `FigureSet`."
+    def __init__(
+        self,
+        images,  # `data.ImageSet`
+        boxes,  # one array (tokens, 4) for each image
+        units,  # px, one median symbol height for each
+    ):
+        self.images, self.boxes, self.units = images, list(boxes), np.asarray(units, "float32")
+        self.tokens, self.sizes = images.tokens, images.shapes[:, ::-1].astype("float32") / self.units[:, None]
+
+    def __len__(self): return len(self.tokens)
+
+    def __getitem__(self, n) -> Picture: return Picture(self.tokens[n], np.asarray(self.images[n]), self.boxes[n], float(self.units[n]))
+
+    def subset(self, numbers) -> "PictureSet":
+        numbers = list(numbers)
+        return PictureSet(self.images.subset(numbers), [self.boxes[n] for n in numbers], self.units[numbers])
 
 # %% ../nbs/03b_drawing.ipynb #8524985c
 class FigureSet:

@@ -278,23 +278,24 @@ def test_train_writes_a_recognizer_that_reads(tmp_path, monkeypatch, capsys):
     assert cli.main([*words, "--max-minutes", "1e-9"]) == 1 and not (tmp_path / "r.safetensors").exists()
     assert cli.main(words) == 0 and "recogniser in" in capsys.readouterr().out
     from formula_gan import load_recognizer, recognize
-    from formula_gan.experiments import small_recognizer
     from formula_gan.core import get_profile
+    from formula_gan.guided import guided_config
     model = load_recognizer(tmp_path / "r.safetensors")
-    assert model.config == small_recognizer(get_profile("demo"))
+    assert model.config == guided_config(get_profile("demo"))
     assert 0 <= recognize(255 - 200 * np.eye(20, dtype="uint8"), model).score <= 1
-    spec = json.loads(next((tmp_path / "cache").glob("recognizer-*/spec.json")).read_text())
-    assert {"ink", "stitched", "print"} <= spec["sets"].keys()
+    made = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("figures-*/spec.json")]
+    assert {"ink", "stitched", "print"} == {spec["figures"] for spec in made}
 
 
 def test_options_reach_the_row_and_unfinished_is_1(tmp_path, monkeypatch, capsys):
-    from formula_gan import experiments
+    from formula_gan import tables
+    from formula_gan.stages import Unfinished
     calls = []
     def run_row(row, profile, lambda_, seed, data_dir, max_minutes, **overrides):
         calls.append((row, profile, lambda_, seed, data_dir, max_minutes, overrides))
-        if row == "7": raise experiments.Unfinished("GAN (7): stopped after 3.0 minutes")
-        return experiments.RowResult([dict(row="L", perplexity=11.25)], None, tmp_path / "table1.csv")
-    monkeypatch.setattr(experiments, "run_row", run_row)
+        if row == "7": raise Unfinished("GAN (7): stopped after 3.0 minutes")
+        return tables.RowResult([dict(row="L", perplexity=11.25)], None, tmp_path / "table1.csv")
+    monkeypatch.setattr(tables, "run_row", run_row)
     words = ["--profile", "laptop", "--lambda", "2", "--seed", "3", "--data", "d", "--max-minutes", "4", "--set", "batch=4"]
     assert cli.main(["table1", "--row", "L", "7", *words]) == 1
     shown = capsys.readouterr()

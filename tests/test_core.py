@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, finish_stage, get_profile, load_weights, mixed_precision, read_table, save_weights, stage_facts,
-                              stage_folder, tile, write_row)
+from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, finish_stage, get_profile, load_weights, mixed_precision, save_weights, stage_facts,
+                              stage_folder, tile)
+from formula_gan.stages import read_table, write_row
 
 
 @pytest.mark.parametrize("override, message", [

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from formula_gan.experiments import run_row
+from formula_gan.tables import run_row
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = {p.name: nbformat.read(p, 4).cells for p in sorted((ROOT / "nbs").glob("1*.ipynb"))}
@@ -61,15 +61,15 @@ class Reached(Exception):
 
 def calls_of_run(monkeypatch, **injected):
     "Run 10_ablation's cells with parameters injected; what the first `run_row` was called with, by argument name."
-    from formula_gan import experiments
+    from formula_gan import tables
     seen = []
     def record(*positional, **named):
         bound = SIGNATURE.bind(*positional, **named)
         bound.apply_defaults()
         seen.append(bound.arguments)
         raise Reached
-    monkeypatch.setattr(experiments, "run_row", record)
-    monkeypatch.setattr(experiments, "batch_sheet", lambda *a, **k: None)  # its images are no part of the call
+    monkeypatch.setattr(tables, "run_row", record)
+    monkeypatch.setattr(tables, "batch_sheet", lambda *a, **k: None)  # its images are no part of the call
     space = {**parameters("10_ablation.ipynb"), **injected}
     with pytest.raises(Reached):
         for source in code_after_parameters("10_ablation.ipynb"): exec(source, space)
@@ -91,7 +91,7 @@ def test_profile_and_its_fields_reach_the_run(monkeypatch):
 
 
 def test_every_row_can_be_asked_for(monkeypatch):
-    from formula_gan.experiments import ROWS, choose_row
+    from formula_gan.tables import ROWS, choose_row
     for row in ROWS:
         call = calls_of_run(monkeypatch, row=row)
         assert choose_row(call["row"], call["lambda_"]) == ROWS[row]

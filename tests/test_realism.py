@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 
-from formula_gan.core import REALISM_COLUMNS, REALISM_KEY, FormulaGanError, get_profile, read_table, write_row
+from formula_gan.core import FormulaGanError, cache_dir, get_profile
+from formula_gan.realism import REALISM_COLUMNS, REALISM_KEY
+from formula_gan.stages import make_run, read_table, write_row
 from formula_gan.evaluation import Estimate, diversity, domain_classifier_accuracy, exprate_interval, label_folds
 
 
@@ -102,24 +104,24 @@ def test_mistakes_are_named(call):
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     "The table on demo ink, some formulas of which a second writer wrote too, drawn at the size that the shipped networks know."
-    from formula_gan import experiments
+    from formula_gan import realism, stages
     from formula_gan.ink import demo_inks
     patch = pytest.MonkeyPatch()
     patch.setenv("FORMULA_GAN_CACHE", str(tmp_path_factory.mktemp("cache")))
     profile = get_profile("demo", height=64, symbol_height=12, synthetic_images=4, printed_formulas=4, workers=1)
-    corpus = experiments.load_corpus(profile, progress=False)
+    corpus = stages.load_corpus(profile, progress=False)
     corpus.ink = {name: inks[:40 if name == "train" else 12] for name, inks in corpus.ink.items()}
     corpus.ink["train"] += demo_inks([i.latex for i in corpus.ink["train"][:24]], seed=99)
-    patch.setattr(experiments, "load_corpus", lambda *a, **k: corpus)
-    patch.setattr(experiments, "DIVERSITY_FORMULAS", 8)
-    parts, part = [], experiments.part_writers
-    patch.setattr(experiments, "part_writers", lambda *a, **k: parts.append(part(*a, **k)) or parts[-1])
-    yield experiments, profile, experiments.realism_table(profile, progress=False), parts[0], corpus
+    for room in (realism, stages): patch.setattr(room, "load_corpus", lambda *a, **k: corpus)
+    patch.setattr(realism, "DIVERSITY_FORMULAS", 8)
+    parts, part = [], realism.part_writers
+    patch.setattr(realism, "part_writers", lambda *a, **k: parts.append(part(*a, **k)) or parts[-1])
+    yield realism, profile, realism.realism_table(profile, progress=False), parts[0], corpus
     patch.undo()
 
 
 def test_table_has_a_row_for_each_set(table):
-    experiments, profile, result, _, _ = table
+    realism, profile, result, _, _ = table
     assert [r["row"] for r in result.rows] == ["print", "stitched", "GAN", "real"] and all(set(r) <= set(REALISM_COLUMNS) for r in result.rows)
     for r in result.rows:
         for name in ("kid", "classifier", "diversity"): assert r[f"{name}_low"] <= r[name] + 0.01 and r[name] <= r[f"{name}_high"] + 0.01, (r["row"], name)
@@ -127,7 +129,7 @@ def test_table_has_a_row_for_each_set(table):
     figures = {r["row"]: r for r in result.rows}
     assert figures["real"]["diversity"] == 100 and min(r["diversity"] for r in result.rows) > 0
     assert figures["GAN"]["generator"].startswith("default ") and figures["print"]["generator"] == "" and np.asarray(result.sheet).std() > 0
-    assert result.table.parent == experiments.cache_dir() and list(read_table(result.table, REALISM_COLUMNS).row) == list(figures)
+    assert result.table.parent == cache_dir() and list(read_table(result.table, REALISM_COLUMNS).row) == list(figures)
 
 
 def test_no_writer_is_on_both_sides_and_no_test_ink_is_used(table):
@@ -144,9 +146,9 @@ def test_no_writer_is_on_both_sides_and_no_test_ink_is_used(table):
 
 
 def test_sets_are_of_the_same_formulas(table):
-    experiments, profile, _, ink, _ = table
+    realism, profile, _, ink, _ = table
     from formula_gan.sagan import load_generator
-    (reference, first), look, content, draws = experiments.realism_sets(ink, load_generator("default"), profile, progress=False)
+    (reference, first), look, content, draws = realism.realism_sets(ink, load_generator("default"), make_run(profile, progress=False))
     for name in ("print", "stitched", "GAN"):
         assert look[name].tokens == look["print"].tokens and set(look[name].tokens) == set(reference.tokens)
         assert set(content[name].tokens) == set(content["real"].tokens) <= set(ink.valid.tokens)
@@ -156,16 +158,16 @@ def test_sets_are_of_the_same_formulas(table):
 
 
 def test_a_table_is_replaced_not_repeated_and_the_same_again(table):
-    experiments, profile, result, _, _ = table
-    again = experiments.realism_table(profile, progress=False)
+    realism, profile, result, _, _ = table
+    again = realism.realism_table(profile, progress=False)
     measured = lambda rows: [{k: v for k, v in r.items() if k not in ("minutes", "date", "revision")} for r in rows]
     assert measured(again.rows) == measured(result.rows) and len(read_table(again.table, REALISM_COLUMNS)) == 4
 
 
 def test_networks_of_another_size_are_refused(table):
-    experiments, _, _, _, _ = table
-    with pytest.raises(FormulaGanError, match="symbols of 12 px.*symbol_height=12"): experiments.realism_table("demo", progress=False)
-    with pytest.raises(FormulaGanError, match="no generator"): experiments.realism_table("demo", generator="none", progress=False)
+    realism, _, _, _, _ = table
+    with pytest.raises(FormulaGanError, match="symbols of 12 px.*symbol_height=12"): realism.realism_table("demo", progress=False)
+    with pytest.raises(FormulaGanError, match="no generator"): realism.realism_table("demo", generator="none", progress=False)
 
 
 def test_report_reads_the_table(root, tmp_path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import connected_parts, draw_ink, pen_width, prepare_image
 from formula_gan.ink import Ink, rasterize
 from formula_gan.rendering import render
-from formula_gan.synthesis import Reading, recognize
+from formula_gan.reading import Reading, recognize, recognize_many
 from formula_gan.task_model import Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import Vocab
 

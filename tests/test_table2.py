@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from test_parameters import code_after_parameters, parameters
 
-from formula_gan import cli, experiments
-from formula_gan.core import TABLE2_COLUMNS, TABLE2_KEY, FormulaGanError, get_profile, read_table, write_row
+from formula_gan import cli, stages, tables
+from formula_gan.core import FormulaGanError, cache_dir, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights, prepare_image, read_test_set, resize_set
 from formula_gan.evaluation import PAPER_TABLE2, compare, table2
-from formula_gan.experiments import (RECOGNITION_ROWS, Unfinished, choose_recognition_row, compare_rows, run_recognition_row, score_columns, score_test_set,
-                                     training_sets, validation_curve)
+from formula_gan.stages import TABLE2_COLUMNS, TABLE2_KEY, Unfinished, make_run, read_table, write_row
+from formula_gan.tables import (RECOGNITION_ROWS, choose_recognition_row, compare_rows, large_model, run_recognition_row, score_columns, score_test_set, training_figures,
+                                training_sources, validation_curve)
 from formula_gan.ink import distort, rasterize, write_inkml
 from formula_gan.rendering import typeset
 from formula_gan.task_model import Recognizer, RecognizerConfig, load_recognizer
@@ -43,7 +44,7 @@ def ink():
 
 @pytest.fixture(scope="module")
 def result():
-    return run_recognition_row("R", TINY, progress=False)
+    return run_recognition_row("P", TINY, progress=False)
 
 
 # sizes
@@ -142,7 +143,7 @@ def test_shapes_by_profile():
 # rows
 
 def test_rows_are_the_papers_and_four_controls():
-    assert list(RECOGNITION_ROWS) == ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "R", "D", "S", "Y"]
+    assert list(RECOGNITION_ROWS) == ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "P", "D", "S", "Y"]
     for name, (what, norm, *_) in PAPER_TABLE2.items():
         row = RECOGNITION_ROWS[name]
         assert row.train_norm == norm and row.ink and (f"({row.second})" in what if row.second else what == "CROHME")
@@ -152,12 +153,12 @@ def test_rows_are_the_papers_and_four_controls():
 @pytest.mark.parametrize("call, word", [(dict(row="IX"), "IX"), (dict(recipe="old"), "old"), (dict(train_norm="big"), "big"), (dict(test_norms=("symbol", "no")), "no"),
                                         (dict(test_norms=()), "test_norms"), (dict(generator="none"), "no generator 'none'"), (dict(seed="x"), "seed"), (dict(profile="huge"), "huge"), (dict(profile="demo", sizing="height"), "sizing")])
 def test_mistakes_are_named_before_any_work(monkeypatch, call, word):
-    monkeypatch.setattr(experiments, "training_sets", lambda *a, **k: pytest.fail("worked before it looked"))
+    monkeypatch.setattr(tables, "training_sources", lambda *a, **k: pytest.fail("worked before it looked"))
     with pytest.raises(FormulaGanError, match=word): run_recognition_row(**{"profile": TINY, "progress": False, **call})
 
 
 def test_a_row_from_end_to_end(result):
-    assert [(r["row"], r["train_norm"], r["test_norm"]) for r in result.rows] == [("R", "symbol", "height"), ("R", "symbol", "symbol")]
+    assert [(r["row"], r["train_norm"], r["test_norm"]) for r in result.rows] == [("P", "symbol", "height"), ("P", "symbol", "symbol")]
     for r in result.rows:
         assert set(r) <= set(TABLE2_COLUMNS) and r["n"] == 60 and r["exprate_low"] <= r["exprate"] <= r["exprate_high"]
         assert (r["synthetic"], r["updates"], r["recipe"], r["profile"], r["batch"]) == (24, 2, "modern", "demo", 8)
@@ -165,32 +166,52 @@ def test_a_row_from_end_to_end(result):
     lines = (result.folder / "readings-symbol.tsv").read_text().splitlines()
     assert len(lines) == 60 and [line.split("\t")[1] for line in lines] == result.test["symbol"].tokens
     assert list(validation_curve(result.folder).columns) == ["step", "minutes", "metric", "exprate"]
-    assert result.table.parent == experiments.cache_dir() and list(read_table(result.table, TABLE2_COLUMNS).test_norm) == ["height", "symbol"]
+    assert result.table.parent == cache_dir() and list(read_table(result.table, TABLE2_COLUMNS).test_norm) == ["height", "symbol"]
     test = [r for _, r in result.readings["symbol"]]
     assert compare(test, test, result.test["symbol"].tokens).difference == 0
 
 
 def test_a_finished_row_is_not_trained_again(result, monkeypatch):
-    monkeypatch.setattr(experiments, "Trainer", lambda *a, **k: pytest.fail("trained what was finished"))
-    monkeypatch.setattr(experiments, "read_images", lambda *a, **k: pytest.fail("read what was read"))
-    assert run_recognition_row("R", TINY, progress=False).readings == result.readings
+    monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was finished"))
+    monkeypatch.setattr(tables, "read_images", lambda *a, **k: pytest.fail("read what was read"))
+    assert run_recognition_row("P", TINY, progress=False).readings == result.readings
     assert len(read_table(result.table, TABLE2_COLUMNS)) == 2  # replaced, not repeated
 
 
 def test_what_each_row_trains_on(result, monkeypatch):
-    asked = []
-    prints = ImageSet([np.ones((8, 20))] * 3, ["a"] * 3, HANDWRITTEN)
-    def source(source, *rest): asked.append(getattr(source, "name", source)); return prints, {"source": asked[-1]}, 1.5
-    monkeypatch.setattr(experiments, "make_source", source)
-    sets = {name: training_sets(row, TINY, progress=False) for name, row in RECOGNITION_ROWS.items() if name != "D"}
+    asked, run = [], make_run(TINY, progress=False)
+    def source(run, source, weights):
+        asked.append(getattr(source, "name", source))
+        return stages.stage(run, "fake", 1, lambda folder: {}, lambda folder: ImageSet([np.ones((8, 20))] * 3, ["a"] * 3, HANDWRITTEN), source=asked[-1])
+    monkeypatch.setattr(tables, "source_set", source)
+    made = {name: training_sources(run, row) for name, row in RECOGNITION_ROWS.items()}
     assert asked == ["1", "2", "7", "1", "2", "7", "P", "S", "7"]
-    assert {name: len(s[0]) for name, s in sets.items()} == {"I": 1, "V": 1, "Y": 1, **dict.fromkeys(("II", "III", "IV", "VI", "VII", "VIII", "R", "S"), 2)}
-    assert sets["IV"][0][1].shapes[0, 0] == 32 and sets["VIII"][0][1] is prints and sets["VIII"][2] == 1.5
-    assert (sets["I"][0][0].shapes[:, 0] == 32).all() and not (sets["V"][0][0].shapes[:, 0] == 32).all()
-    specs = [str(s[1]) for s in sets.values()]
-    assert len(set(specs)) == len(specs)  # no two rows share a stage
-    held_out = set(result.test["symbol"].tokens)
-    assert not held_out & set(sets["V"][0][0].tokens)
+    assert {name: len(s) for name, s in made.items()} == {"I": 1, "V": 1, "Y": 1, **dict.fromkeys(("II", "III", "IV", "VI", "VII", "VIII", "P", "S", "D"), 2)}
+    shown = {}
+    monkeypatch.setattr(tables, "recognizer", lambda run, name, sources, choose, *rest, **identity: shown.update({name: choose([s.product for s in sources])}))
+    for name in ("I", "IV", "V", "VIII", "D"): large_model(run, RECOGNITION_ROWS[name], made[name], RECIPES["modern"])
+    assert shown["row IV"][1].shapes[0, 0] == 32 and shown["row VIII"][1].shapes[0].tolist() == [8, 20]
+    assert (shown["row I"][0].shapes[:, 0] == 32).all() and not (shown["row V"][0].shapes[:, 0] == 32).all()
+    assert len(shown["row D"]) == 2 and not np.array_equal(shown["row D"][0][0], shown["row D"][1][0])
+    assert not set(result.test["symbol"].tokens) & set(shown["row V"][0].tokens)
+
+
+def test_no_two_rows_share_a_training():
+    run = make_run(TINY, progress=False)
+    for recipe, sources in ((RECIPES["modern"], training_sources), ("guided", training_figures)):
+        folders = {name: large_model(run, row, sources(run, row, "default" if row.second in ("1", "2") else ""), recipe).folder.name
+                   for name, row in RECOGNITION_ROWS.items() if name not in ("II", "III", "VI", "VII") and not (recipe == "guided" and name == "D")}
+        assert len(set(folders.values())) == len(folders)
+
+
+@pytest.mark.parametrize("row", ["V", "P", "VIII"])
+def test_guided_rows(row):
+    "Ink, print as outlines, and a generator's images with the boxes of their print."
+    profile = dataclasses.replace(TINY, network="thin")
+    done = run_recognition_row(row, profile, "guided", test_norms=("symbol",), generator="default", progress=False)
+    [line] = done.rows
+    assert (line["row"], line["recipe"], line["n"]) == (row, "guided", 60) and line["synthetic"] == (0 if row == "V" else 24)
+    assert {"metric", "exprate", "nll"} <= set(validation_curve(done.folder).columns)
 
 
 def test_stops_by_the_clock():
@@ -285,18 +306,18 @@ def test_rows_are_compared_in_pairs_and_kept(result, monkeypatch, tmp_path):
                                  table=tmp_path / "table2.csv")
     frame = compare_rows([dataclasses.replace(result, table=tmp_path / "table2.csv"), better])
     kept = pd.read_csv(tmp_path / "table2_pairs.csv")
-    assert list(kept.columns) == list(frame.columns) and len(kept) == 2
+    assert set(frame.columns) <= set(kept.columns) and len(kept) == 2
     right = sum(t == r for t, r in result.readings["symbol"])
     [line] = kept[kept.test_norm == "symbol"].to_dict("records")
-    assert (line["row"], line["versus"], line["only_versus"], line["only_row"], line["n"]) == ("VIII", "R", 0, 60 - right, 60)
+    assert (line["row"], line["versus"], line["only_versus"], line["only_row"], line["n"]) == ("VIII", "P", 0, 60 - right, 60)
     assert line["difference"] == pytest.approx(100 * (60 - right) / 60, abs=1e-3)
     curve = pd.read_csv(result.table.with_name("table2_curves.csv"))
-    assert set(validation_curve(result.folder).step) <= set(curve[(curve.row == "R") & (curve.updates == 2)].step)
+    assert set(validation_curve(result.folder).step) <= set(curve[(curve.row == "P") & (curve.updates == 2)].step)
 
 
 def test_a_row_by_the_packages_generator():
     own = run_recognition_row("VIII", TINY, test_norms=("symbol",), generator="default", progress=False)
-    assert [(r["row"], r["synthetic"]) for r in own.rows] == [("VIII default", 24)]
+    assert [(r["row"], r["generator"], r["synthetic"]) for r in own.rows] == [("VIII", "default", 24)]
 
 
 def test_commands(result, ink, tmp_path, monkeypatch, capsys):
@@ -312,9 +333,9 @@ def test_commands(result, ink, tmp_path, monkeypatch, capsys):
         assert cli.main(["evaluate", *words]) == 2 and part in capsys.readouterr().err
     calls = []
     def run(row, *rest, **overrides): calls.append((row, *rest, overrides)); return result
-    monkeypatch.setattr(experiments, "run_recognition_row", run)
-    assert cli.main(["table2", "--row", "V", "R", "--recipe", "paper", "--test-norm", "symbol", "--seed", "3", "--max-minutes", "2", "--set", "updates=5"]) == 0
-    assert calls == [(row, "demo", "paper", "", ("symbol",), 3, "", 2.0, "", {"updates": "5"}) for row in "VR"] and "exprate_low" in capsys.readouterr().out
+    monkeypatch.setattr(tables, "run_recognition_row", run)
+    assert cli.main(["table2", "--row", "V", "P", "--recipe", "paper", "--test-norm", "symbol", "--seed", "3", "--max-minutes", "2", "--set", "updates=5"]) == 0
+    assert calls == [(row, "demo", "paper", "", ("symbol",), 3, "", 2.0, "", {"updates": "5"}) for row in "VP"] and "exprate_low" in capsys.readouterr().out
     assert cli.main(["table2", "--list"]) == 0 and len(capsys.readouterr().out.splitlines()) == 12
     for words in ([], ["--row", "IX"], ["--row", "V", "--train-norm", "big"]): assert cli.main(["table2", *words]) == 2
 
@@ -325,7 +346,7 @@ class Reached(Exception): pass
 def call_of(monkeypatch, **injected):
     seen = []
     def record(*positional): seen.extend(positional); raise Reached
-    monkeypatch.setattr(experiments, "run_recognition_row", record)
+    monkeypatch.setattr(tables, "run_recognition_row", record)
     space = {**parameters("11_recognition.ipynb"), **injected}
     with pytest.raises(Reached):
         for source in code_after_parameters("11_recognition.ipynb"): exec(source, space)

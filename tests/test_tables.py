@@ -1,10 +1,15 @@
+import dataclasses
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from formula_gan import experiments
-from formula_gan.core import TABLE1_COLUMNS, FormulaGanError, get_profile, read_table
+from formula_gan import stages, tables
+from formula_gan.core import FormulaGanError, Profile, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED
-from formula_gan.experiments import CONTROLS, ROWS, Unfinished, choose_row, content_formulas, gan_streams, make_images, run_row
+from formula_gan.stages import TABLE1_COLUMNS, Unfinished, content_formulas, gan_streams, image_sets, make_run, read_table
+from formula_gan.tables import CONTROLS, ROWS, choose_row, display_name, run_row
 
 TINY = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3, reader_steps=3, workers=1)
 
@@ -17,6 +22,9 @@ def cache(tmp_path_factory):
     patch.undo()
 
 
+def made_sets(profile=TINY): return image_sets(make_run(profile, progress=False)).product.sets
+
+
 def test_rows_are_the_papers():
     assert [(r.lambda_, r.attention, r.target, r.handwritten_source) for r in ROWS.values()] == [
         (0, True, "opposite", True), (1, True, "opposite", True), (2, True, "opposite", True), (10, True, "opposite", True),
@@ -24,10 +32,10 @@ def test_rows_are_the_papers():
 
 
 @pytest.mark.parametrize("row, lambda_, name", [("", 0, "1"), ("", 1, "2"), ("", 2, "3"), ("", 10, "4"), ("", 5, "lambda=5"), ("", None, "2"), ("7", None, "7"),
-                                                (7, 1, "7"), ("7", 0, "7 lambda=0"), ("3", 4, "3 lambda=4")])
+                                                (7, 1, "7"), ("7", 0, "7 (lambda 0)"), ("3", 4, "3 (lambda 4)")])
 def test_choosing_a_row(row, lambda_, name):
     chosen = choose_row(row, lambda_)
-    assert chosen.name == name and (lambda_ is None or chosen.lambda_ == lambda_)
+    assert display_name({"row": chosen.name, "lambda_": chosen.lambda_}) == name and (lambda_ is None or chosen.lambda_ == lambda_)
 
 
 def test_mistakes_are_named():
@@ -38,7 +46,7 @@ def test_mistakes_are_named():
 
 
 def test_a_mistake_is_found_before_any_work(monkeypatch):
-    monkeypatch.setattr(experiments, "make_images", lambda *a, **k: pytest.fail("worked before it looked"))
+    for room in (stages, tables): monkeypatch.setattr(room, "image_sets", lambda *a, **k: pytest.fail("worked before it looked"))
     with pytest.raises(FormulaGanError, match="no row"): run_row("9", TINY, progress=False)
 
 
@@ -47,32 +55,90 @@ def test_missing_real_data_is_named(monkeypatch):
     with pytest.raises(FormulaGanError, match="FORMULA_GAN_DATA"): run_row("7", "laptop", progress=False)
 
 
+def counted(monkeypatch):
+    "What is built and what is loaded from now on, by stage."
+    built, loaded = Counter(), Counter()
+    def count(run, name, version, build, load=lambda folder: folder, inputs=(), **fields):
+        def counted_build(folder):
+            built[name] += 1
+            return build(folder)
+        def counted_load(folder):
+            loaded[name] += 1
+            return load(folder)
+        return plain(run, name, version, counted_build, counted_load, inputs, **fields)
+    plain = stages.stage
+    monkeypatch.setattr(stages, "stage", count)
+    return built, loaded
+
+
 def test_a_row_and_its_controls(monkeypatch):
-    results = {row: run_row(row, TINY, progress=False) for row in ("7", *CONTROLS)}
+    built, loaded = counted(monkeypatch)
+    results = {"7": run_row("7", TINY, progress=False)}
+    assert built == {name: 1 for name in ("images", "gan", "generator", "synthetic")} | {"recognizer": 2}  # the row's and the reader
+    assert max(loaded.values()) == 1 or loaded == Counter({k: 1 for k in loaded}) | {"recognizer": 2}
+    results |= {row: run_row(row, TINY, progress=False) for row in CONTROLS}
+    assert built["images"] == built["generator"] == 1 and built["recognizer"] == 4
     for row, result in results.items():
         best = result.rows[0]
-        assert set(best) <= set(TABLE1_COLUMNS) and best["perplexity"] > 1 and best["synthetic_images"] == 24
+        assert set(best) <= set(TABLE1_COLUMNS) and best["row"] == row and best["perplexity"] > 1 and best["synthetic_images"] == 24
         assert {"profile", "data", "seed", "device", "minutes", "revision", "date"} <= set(best)
+        assert ("gan_iterations" in best) == ("skip" in best) == (row == "7")
         if row == "L": assert len(result.rows) == 1; continue
         assert [r["checkpoint"] for r in result.rows] == ["best", "last"] and 0 <= best["content_exprate"] <= 100
         assert np.asarray(result.sheet).std() > 0 and len(result.readings) == 60
-    assert results["7"].rows[0]["row"] == "7 skip" and results["7"].rows[0]["l1_anchor"] == 1.0 and results["7"].rows[0]["gan_iterations"] == 2
-    assert set(read_table(results["7"].table).row) == {"7 skip", "P", "S", "L"}
-    monkeypatch.setattr(experiments, "Trainer", lambda *a, **k: pytest.fail("trained what was finished"))
+    best = results["7"].rows[0]
+    assert (best["skip"], best["l1_anchor"], best["gan_iterations"], best["lambda_"]) == (True, 1.0, 2, 1.0) and "recognizer_steps=3" not in best["overrides"]
+    assert set(read_table(results["7"].table).row) == {"7", "P", "S", "L"}
+    monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was finished"))
     again = run_row("7", TINY, progress=False)
     assert again.rows[0]["perplexity"] == results["7"].rows[0]["perplexity"]
     assert len(read_table(again.table)) == 7  # two checkpoints of three rows, and L: replaced, not repeated
 
 
+def test_a_longer_training_goes_on_from_a_shorter_one():
+    run = make_run(TINY, progress=False)
+    short, long = stages.generator(run, ROWS["1"], 2), stages.generator(run, ROWS["1"], 4)
+    assert short.inputs[0].folder == long.inputs[0].folder and short.folder != long.folder
+    first = short.product
+    assert long.facts["steps"] == 5 and first.exists() and long.product.read_bytes() != first.read_bytes()
+    with pytest.raises(FormulaGanError, match="gone past"): stages.generator(run, ROWS["1"], 3).product
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Profile) if f.name not in stages.NO_DIFFERENCE])
+def test_every_field_tells_two_lines_apart(tmp_path, field):
+    "Two lines of a table that differ in one field of the profile only."
+    value = getattr(TINY, field)
+    other = {"data": "crohme2014+wikipedia", "sizing": "height", "precision": "bf16", "recognizer_stride": 16, "network": "wide"}.get(
+        field, (not value) if isinstance(value, bool) else value + 0.25 if isinstance(value, float) else value + 1 if isinstance(value, int) else None)
+    if field == "discriminator_beta1": other = 0.25
+    if field == "ema_decay": other = 0.5
+    lines = []
+    for profile in (TINY, get_profile("demo", **{f.name: getattr(TINY, f.name) for f in dataclasses.fields(Profile) if f.name != "name"} | {field: other})):
+        run = make_run(profile, progress=False)
+        lines.append(stages.departures(profile, TABLE1_COLUMNS) | {"row": "7", "checkpoint": "best", "perplexity": 2.0} | stages.provenance(run, 1.0))
+    for line in lines: stages.write_row(tmp_path / "table1.csv", line)
+    assert len(read_table(tmp_path / "table1.csv")) == 2
+    stages.write_row(tmp_path / "table1.csv", lines[1])
+    assert len(read_table(tmp_path / "table1.csv")) == 2
+
+
+def append(path, row): stages.write_row(path, {"row": str(row), "checkpoint": "best", "perplexity": float(row)})
+
+
+def test_lines_written_at_once_are_all_there(tmp_path):
+    with ThreadPoolExecutor(4) as pool: list(pool.map(lambda row: append(tmp_path / "table1.csv", row), range(16)))
+    assert sorted(map(int, read_table(tmp_path / "table1.csv").row)) == list(range(16))
+
+
 def test_row_7_reads_no_ink():
-    sets, _, _ = make_images(TINY, progress=False)
+    sets = made_sets()
     sources, targets = gan_streams(sets, ROWS["7"])
     assert {s.domain for s in sources} == {PRINTED} and len(targets) == 3
     assert {s.domain for s in gan_streams(sets, ROWS["2"])[0]} == {PRINTED, HANDWRITTEN}
 
 
 def test_matched_targets_are_of_the_classes_asked_for():
-    sets, _, _ = make_images(TINY, progress=False)
+    sets = made_sets()
     wanted = lambda row: sorted(1 - s.domain for s in gan_streams(sets, ROWS[row], matched=True)[0])
     real = lambda row: sorted(s.domain for s in gan_streams(sets, ROWS[row], matched=True)[1])
     assert wanted("2") == real("2") == [PRINTED, HANDWRITTEN, HANDWRITTEN]
@@ -81,27 +147,24 @@ def test_matched_targets_are_of_the_classes_asked_for():
 
 
 def test_nothing_of_the_test_set_is_trained_on():
-    sets, _, _ = make_images(TINY, progress=False)
+    sets = made_sets()
     held_out = set(sets["test_ink"].tokens) | set(sets["valid_ink"].tokens)
     for name in ("captions_print", "formulas_print", "synthetic_print", "train_ink"): assert not held_out & set(sets[name].tokens), name
 
 
 def test_the_reader_has_not_seen_what_it_reads_back(monkeypatch):
     seen = []
-    class Stop(Exception): pass
-    def catch(name, sets, *rest): seen.extend(sets); raise Stop
-    monkeypatch.setattr(experiments, "make_recognizer", catch)
-    with pytest.raises(Stop): experiments.make_reader(TINY, progress=False)
-    sets, _, _ = make_images(TINY, progress=False)
-    wanted = set(content_formulas(sets["synthetic_print"]))
+    monkeypatch.setattr(stages, "recognizer", lambda run, name, sources, choose, *rest, **identity: seen.extend(choose([s.product for s in sources])))
+    stages.reader(make_run(TINY, progress=False))
+    wanted = set(content_formulas(made_sets()["synthetic_print"]))
     assert len(wanted) == 12 and not wanted & {t for s in seen for t in s.tokens}
 
 
 def test_stopping_by_the_clock_and_going_on():
     profile = get_profile("demo", **{**{k: getattr(TINY, k) for k in ("synthetic_images", "printed_formulas", "workers")}, "gan_iterations": 40, "warmup_iterations": 0})
-    row = experiments.make_gan
-    with pytest.raises(Unfinished, match="run the same command again"): row(ROWS["1"], profile, max_minutes=0.001, progress=False)
-    with pytest.raises(Unfinished) as second: row(ROWS["1"], profile, max_minutes=0.001, progress=False)
+    run = make_run(profile, max_minutes=0.001, progress=False)
+    with pytest.raises(Unfinished, match="run the same command again"): stages.generator(run, ROWS["1"]).product
+    with pytest.raises(Unfinished) as second: stages.generator(run, ROWS["1"]).product
     assert "step 2 of 40" in str(second.value)
 
 
@@ -114,7 +177,7 @@ def test_gain_lets_the_discriminator_tell_ink_from_print(monkeypatch, capsys):
     from formula_gan.sagan import Discriminator, hinge_discriminator
     from formula_gan.tokenizer import Vocab
     profile = get_profile("laptop", synthetic_images=10, printed_formulas=2000)
-    sets, _, _ = make_images(profile, progress=False)
+    sets = made_sets(profile)
     vocab = Vocab.from_tokens([t.split() for name in ("train_ink", "captions_print") for t in sets[name].tokens])
     ink, prints = (Stream([sets[name]], vocab, profile, 8, 0, shuffle_seed=0) for name in ("train_ink", "captions_print"))
 
