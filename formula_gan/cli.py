@@ -8,7 +8,8 @@ __all__ = ['EXAMPLES', 'source_name', 'read_lines', 'atomic_folder', 'check_plac
            'recognize_command', 'evaluate_command', 'show_scores', 'test_set_command', 'overrides', 'show_rows',
            'train_command', 'table1_command', 'run_each', 'table2_command', 'number', 'add_command', 'add_render',
            'add_evaluate', 'add_synthesize', 'add_recognize', 'add_run_options', 'add_train', 'add_table1',
-           'add_table2', 'build_parser', 'main', 'keyword_translator', 'keyword_engine']
+           'add_table2', 'build_parser', 'main', 'keyword_translator', 'unknown_parameters', 'drop_progress',
+           'keyword_engine']
 
 # %% ../nbs/09d_cli.ipynb #14bbac7b
 import argparse, contextlib, dataclasses, json, os, shutil, sys, tempfile
@@ -611,6 +612,29 @@ def keyword_translator() -> type:  # a subclass of papermill's PythonTranslator
     return KeywordTranslator
 
 # %% ../nbs/09d_cli.ipynb #65faa0c7
+def unknown_parameters(
+    nb,  # notebook with the parameters that papermill was given in its metadata
+) -> list[str]:  # what to say of each that its parameters cell lacks
+    "Misspelt parameters, with the name that was meant. Notebooks that do not use this package are left to papermill's own warning."
+    import ast, difflib
+    cells = [cell.source for cell in nb.cells if "parameters" in cell.metadata.get("tags", ())]
+    if not cells or not any("formula_gan" in cell.source for cell in nb.cells): return []
+    lines = [line for line in ast.parse(cells[0]).body if isinstance(line, ast.AnnAssign)]
+    known = [line.target.id for line in lines]
+    known += [name[:-1] for name in known if name.endswith("_")]
+    wrong = [name for name in nb.metadata.get("papermill", {}).get("parameters", {}) if name not in known]
+    near = {name: difflib.get_close_matches(name, known, 1) for name in wrong}
+    return [f"no parameter {name!r}" + (f": did you mean {near[name][0]!r}?" if near[name] else f": choose among {', '.join(known)}") for name in wrong]
+
+
+def drop_progress(nb):
+    "Take progress bars out of an executed notebook's outputs."
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        bar = lambda o: o.output_type == "stream" and o.name == "stderr" and ("\r" in o.text or "%|" in o.text)
+        cell.outputs = [output for output in cell.outputs if not bar(output)]
+
+
 def keyword_engine() -> type:  # a subclass of papermill's NBClientEngine
     "papermill's engine, with the user's mistakes in one line."
     import click
@@ -623,7 +647,9 @@ def keyword_engine() -> type:  # a subclass of papermill's NBClientEngine
     class KeywordEngine(NBClientEngine):
         @classmethod
         def execute_notebook(cls, nb, kernel_name, **options):
+            if mistakes := unknown_parameters(nb): raise UserMistake("; ".join(mistakes))
             nb = super().execute_notebook(nb, kernel_name, **options)
+            drop_progress(nb)
             errors = [o for cell in nb.cells for o in cell.get("outputs", ()) if o.output_type == "error"]
             for error in errors:  # FormulaGanError shows itself in one line; anything else has a stack trace
                 if error.traceback == [f"{error.ename}: {error.evalue}"]: raise UserMistake(error.evalue)

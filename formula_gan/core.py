@@ -6,10 +6,10 @@
 __all__ = ['SIZINGS', 'PROFILES', 'DATA_FILES', 'FormulaGanError', 'Profile', 'cast_value', 'get_profile', 'repository_root',
            'artifacts_dir', 'cache_dir', 'data_file', 'atomic_path', 'save_weights', 'weights_file', 'load_weights',
            'stage_folder', 'finish_stage', 'stage_facts', 'seed_everything', 'derive_seed', 'pick_device',
-           'mixed_precision', 'to_image', 'tile', 'show_images']
+           'mixed_precision', 'busy_cores', 'use_free_cores', 'to_image', 'tile', 'show_images']
 
 # %% ../nbs/00_core.ipynb #09285743
-import contextlib, dataclasses, hashlib, json, math, os, random, tempfile
+import contextlib, dataclasses, hashlib, json, math, os, random, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -299,6 +299,28 @@ def mixed_precision(
     kind = torch.device(device).type
     able = kind != "cpu" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(kind, torch.bfloat16, enabled=profile.precision == "bf16" and able)
+
+# %% ../nbs/00_core.ipynb #3ea1a450
+def busy_cores(
+    seconds: float = 0.3,  # how long to look; this process should be idle meanwhile
+) -> float:  # cores that other processes keep busy; 0 where the system does not say
+    "How busy the machine is, by `/proc/stat`."
+    def read():
+        with open("/proc/stat") as lines: user, nice, system, *rest = map(int, lines.readline().split()[1:])
+        return user + nice + system, user + nice + system + sum(rest)
+    try: busy, total = read()
+    except (OSError, ValueError): return 0.0
+    time.sleep(seconds)
+    later, end = read()
+    return (os.cpu_count() or 1) * (later - busy) / max(1, end - total)
+
+
+def use_free_cores():
+    "Let torch compute with as many threads as cores are free, one at least; `OMP_NUM_THREADS` has the last word."
+    import torch
+    if os.environ.get("OMP_NUM_THREADS"): return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores - round(busy_cores())))
 
 # %% ../nbs/00_core.ipynb #a20fec27
 def to_image(

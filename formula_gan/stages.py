@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import (FormulaGanError, Profile, artifacts_dir, atomic_path, cache_dir, cast_value, derive_seed, finish_stage, get_profile, mixed_precision,
-                              pick_device, repository_root, stage_facts, stage_folder)
+                              pick_device, repository_root, stage_facts, stage_folder, use_free_cores)
 from .data import (HANDWRITTEN, ImageSet, draw_ink, ink_images, load_corpus, ordered_batches, print_images, resize_set)
 from .evaluation import evaluate
 from .tokenizer import Vocab
@@ -130,6 +130,7 @@ def train(
 ):  # the trainer, at its end
     "Train in a folder; raise `Unfinished` where the minutes end first. Batches are prepared in a process of their own unless the images are tiny."
     from formula_gan.trainer import Trainer
+    use_free_cores()
     trainer = Trainer(task, folder, label=label, progress=run.progress, loader_workers=int(run.profile.data != "demo"), **options)
     if trainer.step > task.steps: raise FormulaGanError(f"{folder} has gone past {task.steps} steps: ask for more, or for another seed")
     if not trainer.run(run.max_minutes):

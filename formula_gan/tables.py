@@ -438,7 +438,7 @@ def compare_rows(
         truths = [truth for truth, _ in first.readings[norm]]
         found = dataclasses.asdict(compare(*([reading for _, reading in result.readings[norm]] for result in (first, second)), truths))
         figures = {names.get(k, k): float(f"{v:.5g}") if isinstance(v, float) else v for k, v in found.items()}
-        pairs.append({k: other[k] for k in TABLE2_KEY if k in other} | {"versus": one["row"], "versus_norm": one["train_norm"], "n": len(truths)} | figures)
+        pairs.append({k: other[k] for k in TABLE2_KEY if k in other} | {"versus": display_name(one), "versus_norm": one["train_norm"], "n": len(truths)} | figures)
     table = results[0].table.with_name("table2_pairs.csv")
     for pair in pairs: write_row(table, pair, PAIR_COLUMNS, (*TABLE2_KEY, "versus", "versus_norm"))
     return pandas.DataFrame(pairs)

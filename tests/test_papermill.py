@@ -79,6 +79,19 @@ def test_mistake_of_the_user_is_one_line(papermill, folder):
     assert executed.cells[-2].outputs[0].ename == "FormulaGanError" and not executed.cells[-1].outputs
 
 
+def test_misspelt_parameter_names_the_right_one(papermill, folder):
+    write_notebook(folder / "own.ipynb", "import formula_gan")
+    done = papermill("own.ipynb", "own_out.ipynb", "-p", "lamda", "2")
+    assert done.returncode == 2 and "no parameter 'lamda': did you mean 'lambda'?" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_progress_bars_are_left_out(papermill, folder):
+    write_notebook(folder / "bar.ipynb", "import sys, tqdm\nfor _ in tqdm.tqdm(range(3)): pass\nprint('kept', file=sys.stderr)", "print('done')")
+    done = papermill("bar.ipynb", "bar_out.ipynb")
+    cells = nbformat.read(folder / "bar_out.ipynb", 4).cells
+    assert done.returncode == 0 and "it/s" not in json.dumps(cells) and outputs(folder / "bar_out.ipynb")[-1] == "done\n"
+
+
 def test_other_errors_keep_their_stack_trace(papermill, folder):
     write_notebook(folder / "broken.ipynb", "1 / 0")
     done = papermill("broken.ipynb", "broken_out.ipynb")

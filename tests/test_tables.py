@@ -74,7 +74,7 @@ def counted(monkeypatch):
 def test_a_row_and_its_controls(monkeypatch):
     built, loaded = counted(monkeypatch)
     results = {"7": run_row("7", TINY, progress=False)}
-    assert built == {name: 1 for name in ("images", "gan", "generator", "synthetic")} | {"recognizer": 2}  # the row's and the reader
+    assert built == {name: 1 for name in ("corpus", "images", "gan", "generator", "synthetic")} | {"recognizer": 2}  # the row's and the reader
     assert max(loaded.values()) == 1 or loaded == Counter({k: 1 for k in loaded}) | {"recognizer": 2}
     results |= {row: run_row(row, TINY, progress=False) for row in CONTROLS}
     assert built["images"] == built["generator"] == 1 and built["recognizer"] == 4
