@@ -373,9 +373,9 @@ def domain_classifier_accuracy(
     y = np.repeat([0, 1], sizes)
     right = _held_out(np.vstack([real, other]), y, label_folds(labels, folds, seed))
     weights = 0.5 / np.bincount(y)[y]  # both sides weigh the same
-    value = float((weights * right).sum())
+    value = float(right[y == 0].mean() + right[y == 1].mean()) / 2
     worth = _worth(right, weights, labels, value)
-    return Estimate(100 * value, *exprate_interval(round(min(1.0, value) * worth), worth))
+    return Estimate(100 * value, *exprate_interval(round(value * worth), worth))
 
 # %% ../nbs/09_evaluation.ipynb #c4ccdfcd
 def _apart(features: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
