@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'source_name', 'read_lines', 'atomic_folder', 'check_place', 'render_styles', 'render_folder', 'write_tsv',
-           'render_command', 'report', 'read_formulas', 'own_part', 'synthesize_command', 'picture_files',
-           'recognize_command', 'evaluate_command', 'show_scores', 'test_set_command', 'overrides', 'show_rows',
-           'train_command', 'table1_command', 'run_each', 'table2_command', 'number', 'add_command', 'add_render',
-           'add_evaluate', 'add_synthesize', 'add_recognize', 'add_run_options', 'add_train', 'add_table1',
-           'add_table2', 'build_parser', 'main', 'keyword_translator', 'unknown_parameters', 'drop_progress',
-           'keyword_engine']
+           'render_command', 'report', 'numbered_formulas', 'read_formulas', 'tell_comments', 'own_part',
+           'synthesize_command', 'normalize_command', 'picture_files', 'recognize_command', 'evaluate_command',
+           'show_scores', 'test_set_command', 'overrides', 'show_rows', 'train_command', 'table1_command', 'run_each',
+           'table2_command', 'number', 'add_command', 'add_normalize', 'add_render', 'add_evaluate', 'add_synthesize',
+           'add_recognize', 'add_run_options', 'add_train', 'add_table1', 'add_table2', 'build_parser', 'main',
+           'keyword_translator', 'unknown_parameters', 'drop_progress', 'keyword_engine']
 
 # %% ../nbs/09d_cli.ipynb #14bbac7b
 import argparse, contextlib, dataclasses, json, os, shutil, sys, tempfile
@@ -92,6 +92,7 @@ def render_folder(
     from tqdm import tqdm
     from formula_gan.core import to_image
     from formula_gan.rendering import render_many
+    from formula_gan.tokenizer import strip_comments
     labels, skipped, fields = [], [], [f.name for f in dataclasses.fields(styles[0])] if styles else []
     with tqdm(total=len(latexes), unit="formula", disable=None) as bar:
         for start in range(0, len(latexes), chunk):
@@ -100,7 +101,8 @@ def render_folder(
             for i, (latex, image) in enumerate(zip(latexes[part], images), start):
                 if isinstance(image, FormulaGanError): skipped.append((i + 1, latex, str(image))); continue
                 to_image(image).save(folder / f"{i + 1:06d}.png")
-                labels.append((f"{i + 1:06d}.png", latex, *(getattr(styles[i], field) for field in fields)))
+                style = [getattr(styles[i], field) for field in fields]
+                labels.append((f"{i + 1:06d}.png", strip_comments(latex).strip(), *style))
             bar.update(len(images))
     write_tsv(folder / "labels.tsv", ("file", "latex", *fields), labels)
     if skipped: write_tsv(folder / "skipped.tsv", ("line", "latex", "reason"), skipped)
@@ -129,12 +131,15 @@ def render_command(
         from formula_gan.rendering import render
         if out.suffix.lower() != ".png": raise FormulaGanError(f"{out}: one formula is written as a .png")
         check_place(out)
+        tell_comments([("the formula", arguments.latex)])
         style = render_styles(arguments, 1)[0]
         image = to_image(render(arguments.latex, style.font, style.size, style.padding, style.spacing))
         with atomic_path(out) as path: image.save(path)
         return 0
-    latexes = read_formulas(arguments.file, arguments.column)
+    numbered = numbered_formulas(arguments.file, arguments.column)
+    latexes = [latex for _, latex in numbered]
     if not any(map(str.strip, latexes)): raise FormulaGanError(f"{source_name(arguments.file)} holds no formula")
+    tell_comments([(f"line {number}", latex) for number, latex in numbered])
     with atomic_folder(out) as folder:
         skipped = render_folder(latexes, render_styles(arguments, len(latexes)), folder, arguments.workers)
         if len(skipped) == len(latexes): raise FormulaGanError(f"none of the {len(latexes)} formulas could be typeset: {skipped[0][2]}")
@@ -155,11 +160,11 @@ def report(
     return 1 if skipped else 0
 
 # %% ../nbs/09d_cli.ipynb #a9000002
-def read_formulas(
+def numbered_formulas(
     path: str,  # .csv or .jsonl; anything else, and - for the standard input, is text with one formula a line
     column: str = "latex",  # of the CSV or JSON lines
-) -> list[str]:  # LaTeX; what a CSV or JSON line lacks comes out empty
-    "A list of formulas; raises `FormulaGanError` for a file that cannot be read or has no such column."
+) -> list[tuple[int, str]]:  # line on which it begins, from 1; LaTeX: what a CSV or JSON line lacks comes out empty
+    "The formulas of a file; raises `FormulaGanError` for a file that cannot be read or has no such column."
     import csv
     kind = Path(path).suffix.lower().replace(".ndjson", ".jsonl")
     if kind in (".json", ".tsv", ".xlsx", ".parquet"): raise FormulaGanError(f"{path}: formulas come as text (one a line), .csv or .jsonl: convert it first")
@@ -167,14 +172,19 @@ def read_formulas(
     if kind == ".csv":
         csv.field_size_limit(2**24)
         reader = csv.DictReader([line + "\n" for line in lines], strict=True, skipinitialspace=True)
-        try: rows = list(reader)
+        try: rows = [(reader.line_num, row) for row in reader]
         except csv.Error as error: raise FormulaGanError(f"{path} is not CSV: {error}") from None
-        if many := [n for n, row in enumerate(rows, 1) if None in row]:
+        if many := [n for n, (_, row) in enumerate(rows, 1) if None in row]:
             raise FormulaGanError(f"{path}, row {many[0]} below the header has more fields than that: put formulas with commas in double quotes")
-        rows = [{(name or "").strip(): value for name, value in row.items()} for row in rows]
-        if rows and column not in rows[0]: raise FormulaGanError(f"{path} has no column {column!r}: name one of {', '.join(map(str, rows[0]))} with --column")
-        return [row[column] or "" for row in rows]
-    if kind != ".jsonl": return lines
+        found = []
+        for last, row in rows:
+            fields = {(name or "").strip(): value or "" for name, value in row.items()}
+            if column not in fields:
+                raise FormulaGanError(f"{path} has no column {column!r}: name one of {', '.join(fields)} with --column")
+            first = last - sum(value.count("\n") for value in fields.values())  # a quoted field can fill several lines
+            found.append((first, fields[column]))
+        return found
+    if kind != ".jsonl": return list(enumerate(lines, 1))
     formulas = []
     for number, line in enumerate(lines, 1):
         try: value = json.loads(line) if line.strip() else ""
@@ -182,7 +192,26 @@ def read_formulas(
         if isinstance(value, dict): value = value.get(column, "")
         formulas.append(value if isinstance(value, str) else "")
     if formulas and not any(formulas): raise FormulaGanError(f"{path} has no text under {column!r}: name the key with --column")
-    return formulas
+    return list(enumerate(formulas, 1))
+
+
+def read_formulas(
+    path: str,  # as for `numbered_formulas`
+    column: str = "latex",
+) -> list[str]:  # LaTeX
+    "The same without the numbers of the lines."
+    return [latex for _, latex in numbered_formulas(path, column)]
+
+
+def tell_comments(
+    formulas: list[tuple[str, str]],  # where, LaTeX
+):
+    "A note on the standard error, once, if a formula has a comment: in LaTeX an unescaped `%` begins one."
+    from formula_gan.tokenizer import strip_comments
+    first = next((where for where, latex in formulas if strip_comments(latex) != latex), None)
+    if first is None: return
+    print(f"note: an unescaped % begins a comment, which is left out (first in {first}); "
+          r"a per cent sign is written \%", file=sys.stderr)
 
 
 def own_part(
@@ -199,8 +228,10 @@ def synthesize_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan synthesize`."
-    latexes, (shard, device) = read_formulas(arguments.file, arguments.column), own_part(arguments.shard)
+    numbered, (shard, device) = numbered_formulas(arguments.file, arguments.column), own_part(arguments.shard)
+    latexes = [latex for _, latex in numbered]
     if not any(map(str.strip, latexes)): raise FormulaGanError(f"{source_name(arguments.file)} holds no formula")
+    tell_comments([(f"line {number}", latex) for number, latex in numbered])
     launched = not arguments.shard and "WORLD_SIZE" in os.environ  # a launcher ends all processes when one ends with another code than 0
     from formula_gan.synthesis import synthesize
     made = synthesize(latexes, arguments.out, arguments.generator, arguments.styles, arguments.seed, arguments.format, shard, arguments.recognizer,
@@ -215,6 +246,31 @@ def synthesize_command(
     code = report(made.written, [(f"{line} {number + 1}", latex, reason) for number, latex, reason in made.skipped], what, made.out / "manifest")
     if made.left: print(f"shards left, as the time was over or another process is at them: {made.left}; run the same command again to go on", file=sys.stderr)
     return 0 if launched else 1 if made.left else code
+
+# %% ../nbs/09d_cli.ipynb #71874802
+def normalize_command(
+    arguments: argparse.Namespace,
+) -> int:  # exit code
+    "`formula-gan normalize`."
+    from formula_gan.tokenizer import TokenizeError, normalize
+    if bool(arguments.latex) == (arguments.file is not None):
+        raise FormulaGanError("give formulas, or a file of formulas with --file")
+    if arguments.latex: formulas = [(f"formula {n}", latex) for n, latex in enumerate(arguments.latex, 1)]
+    else: formulas = [(f"line {n}", latex) for n, latex in numbered_formulas(arguments.file, arguments.column)]
+    if arguments.file and not any(latex.strip() for _, latex in formulas):
+        raise FormulaGanError(f"{source_name(arguments.file)} holds no formula")
+    tell_comments(formulas)
+    forms, failed = [], []
+    for where, latex in formulas:
+        try: forms.append(normalize(latex))
+        except TokenizeError as error:
+            forms.append("")
+            failed.append(f"{where}: {error}")
+    if len(forms) == len(failed) == 1: raise FormulaGanError(failed[0])
+    for message in failed: print(f"skipped {message}", file=sys.stderr)
+    if len(failed) == len(forms): raise FormulaGanError(f"none of the {len(forms)} formulas has a normal form")
+    print("\n".join(forms))
+    return 1 if failed else 0
 
 # %% ../nbs/09d_cli.ipynb #a9000006
 def picture_files(
@@ -401,6 +457,11 @@ EXAMPLES = {
   formula-gan synthesize formulas.jsonl handwriting/ --exact --recognizer recognizer.safetensors
   formula-gan synthesize formulas.txt handwriting/ --shard 3/16
   formula-gan synthesize - handwriting/ --format captions --scale 3""",
+    "normalize": r"""
+  formula-gan normalize '{x}^{ 2}' '\frac12 \lt 1'
+  formula-gan normalize --file formulas.txt > normal_forms.txt
+  formula-gan normalize --file formulas.csv --column tex > normal_forms.txt
+  formula-gan normalize -- '-x + 1'""",
     "recognize": """
   formula-gan recognize photo.jpg
   formula-gan recognize scans/1.png scans/2.png --json > readings.jsonl""",
@@ -450,6 +511,17 @@ def add_command(
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(function=function)
     return parser
+
+# %% ../nbs/09d_cli.ipynb #16c555fb
+def add_normalize(
+    commands,  # from `add_subparsers`
+):
+    "`formula-gan normalize` and its options."
+    what = "bring LaTeX to its normal form, tokens separated by spaces"
+    parser = add_command(commands, "normalize", normalize_command, what)
+    parser.add_argument("latex", nargs="*", help="formulas, after -- if one begins with a minus; or use --file")
+    parser.add_argument("--file", help="text with one formula a line, .csv or .jsonl; - for text on the standard input")
+    parser.add_argument("--column", default="latex", help="of a .csv or .jsonl (default latex)")
 
 # %% ../nbs/09d_cli.ipynb #5b207595
 def add_render(
@@ -573,7 +645,8 @@ def build_parser() -> argparse.ArgumentParser:
                                      epilog="formula-gan COMMAND --help shows options and examples; exit codes: 0 all done, 1 done with some inputs skipped and listed, 2 nothing done, or ended by an error")
     parser.add_argument("--version", action="version", version=f"formula-gan {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_render, add_synthesize, add_recognize, add_evaluate, add_train, add_table1, add_table2): add(commands)
+    for add in (add_normalize, add_render, add_synthesize, add_recognize, add_evaluate): add(commands)
+    for add in (add_train, add_table1, add_table2): add(commands)
     return parser
 
 

@@ -146,10 +146,12 @@ def artifacts_dir() -> Path:  # the checkout's `artifacts`, or the current folde
 
 
 def cache_dir() -> Path:  # not created here
-    "`FORMULA_GAN_CACHE`, else the checkout's `artifacts/cache`, else a folder in the user's home."
+    "`FORMULA_GAN_CACHE`, else the checkout's `artifacts/cache`, else the user's cache folder."
     if os.environ.get("FORMULA_GAN_CACHE"): return Path(os.environ["FORMULA_GAN_CACHE"]).expanduser().resolve()
     root = repository_root()
-    return root / "artifacts" / "cache" if root else Path.home() / ".cache" / "formula_gan"
+    if root: return root / "artifacts" / "cache"
+    from platformdirs import user_cache_path
+    return user_cache_path("formula_gan", appauthor=False)
 
 # %% ../nbs/00_core.ipynb #e9a41bc6
 DATA_FILES = {

@@ -13,7 +13,7 @@ __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'IMAGE_FORMATS', 'LARGEST_I
            'FigureStream', 'ordered_batches', 'TestSet', 'read_test_set']
 
 # %% ../nbs/04_data.ipynb #293ec170
-import csv, dataclasses, gzip, io, json, lzma, warnings, zipfile
+import csv, dataclasses, gzip, io, json, lzma, re, warnings, zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -72,11 +72,12 @@ def normalize_all(
 
 def read_wikipedia(
     data_dir: str = "",  # empty: FORMULA_GAN_DATA
-) -> list[str]:  # LaTeX as written
-    "The formulas of the English Wikipedia, as written by their authors."
+) -> list[str]:  # LaTeX
+    r"The formulas of the English Wikipedia. MediaWiki knows no comments: what its authors write as `%` is `\%` in LaTeX."
     path = data_file("wikipedia_formulas.txt.xz", data_dir)
     try:
-        with lzma.open(path, "rt", encoding="utf-8") as lines: return [line.rstrip("\n") for line in lines]
+        with lzma.open(path, "rt", encoding="utf-8") as lines:
+            return [re.sub(r"(\\.)|%", lambda m: m[1] or r"\%", line.rstrip("\n")) for line in lines]
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise FormulaGanError(f"{path} is damaged ({error}): download it again") from None
 

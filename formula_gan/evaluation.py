@@ -7,8 +7,7 @@ __all__ = ['PAPER_TABLE1', 'PAPER_TABLE2', 'TABLE2_CONTROLS', 'edit_distances', 
            'Comparison', 'compare', 'perplexity', 'NGramModel', 'image_features', 'KernelDistance', 'kernel_distance',
            'Estimate', 'label_folds', 'domain_classifier_accuracy', 'diversity', 'table1', 'table2']
 
-# %% ../nbs/09_evaluation.ipynb #dc1fa280
-import math
+# %% ../nbs/09_evaluation.ipynb #92f3987f
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from .core import FormulaGanError
 
-# %% ../nbs/09_evaluation.ipynb #de1b7a75
+# %% ../nbs/09_evaluation.ipynb #d9c6108d
 def _tokens(text: str, strict: bool) -> list[str]:
     tokens = text.split()
     return tokens if strict else [t for t in tokens if t != r"\limits"]
@@ -30,12 +29,14 @@ def _check_texts(predictions, truths):
         for n, text in enumerate(texts):
             if not isinstance(text, str) and not (text is None and name == "predictions"):
                 raise FormulaGanError(f"{name}[{n}] is {type(text).__name__}, not a string of space-separated tokens")
-            if name == "truths" and not text.split(): raise FormulaGanError(f"truths[{n}] is empty: there is nothing to read in it")
+            if name == "truths" and not text.split():
+                raise FormulaGanError(f"truths[{n}] is empty: there is nothing to read in it")
     if len(predictions) != len(truths):
-        raise FormulaGanError(f"{len(predictions)} predictions for {len(truths)} truths: give one for each, None where nothing was read")
+        counts = f"{len(predictions)} predictions for {len(truths)} truths"
+        raise FormulaGanError(f"{counts}: give one for each, None where nothing was read")
     if not truths: raise FormulaGanError("no formulas to score: give at least one prediction with its truth")
 
-
+# %% ../nbs/09_evaluation.ipynb #0625e0a0
 def edit_distances(
     predictions: Sequence[str | None],  # space-separated tokens; None or "" where nothing was read
     truths: Sequence[str],  # as many
@@ -47,7 +48,7 @@ def edit_distances(
     pairs = [(_tokens(p or "", strict), _tokens(t, strict)) for p, t in zip(predictions, truths)]
     return [(Levenshtein.distance(p, t), len(t), bool(p)) for p, t in pairs]
 
-# %% ../nbs/09_evaluation.ipynb #6369214e
+# %% ../nbs/09_evaluation.ipynb #8aae2dbf
 @dataclass(frozen=True)
 class Scores:
     "How well formulas were read; rates in percent."
@@ -68,21 +69,39 @@ def evaluate(
     A formula that was dropped or read as nothing is wrong at every tolerance and costs all its tokens.
     """
     errors = edit_distances(predictions, truths, strict)
-    rate = [100 * sum(read and wrong <= most for wrong, _, read in errors) / len(errors) for most in (0, 1, 2)]
-    return Scores(100 * sum(e[0] for e in errors) / max(1, sum(e[1] for e in errors)), *rate, len(errors))
+    wrong_tokens = sum(wrong for wrong, _, _ in errors)
+    tokens = sum(length for _, length, _ in errors)
+    rates = [100 * sum(read and wrong <= most for wrong, _, read in errors) / len(errors) for most in (0, 1, 2)]
+    return Scores(100 * wrong_tokens / max(1, tokens), *rates, len(errors))
 
-# %% ../nbs/09_evaluation.ipynb #cef22325
+# %% ../nbs/09_evaluation.ipynb #3bb7de2c
 def exprate_interval(
     correct: int,  # formulas read without error
     n: int,  # formulas
 ) -> tuple[float, float]:  # lower and upper bound in percent
     "Wilson's 95 % interval of a rate; sensible also at 0 and 100 %."
-    if not 0 <= correct <= n or n < 1: raise FormulaGanError(f"{correct} correct of {n}: give 0 <= correct <= n and n of at least 1")
-    z = 1.959963984540054
-    middle, half = (correct + z * z / 2) / (n + z * z), z * math.sqrt(correct * (n - correct) / n + z * z / 4) / (n + z * z)
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+    from scipy.stats import binomtest
+    if not 0 <= correct <= n or n < 1:
+        raise FormulaGanError(f"{correct} correct of {n}: give 0 <= correct <= n and n of at least 1")
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
-# %% ../nbs/09_evaluation.ipynb #c5745f1b
+# %% ../nbs/09_evaluation.ipynb #7b0827dc
+def _bootstrap(
+    columns: tuple,  # arrays (n,), one value per formula
+    statistic,  # callable(*columns, axis=-1) -> figure
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:  # where 95 % of the figures lie
+    "A paired percentile bootstrap; a single formula is drawn every time, so its figure is both ends."
+    from scipy.stats import bootstrap
+    if len(columns[0]) < 2: return (float(statistic(*columns, axis=-1)),) * 2
+    rng = np.random.default_rng(seed)
+    found = bootstrap(columns, statistic, paired=True, vectorized=True, method="percentile",
+                      n_resamples=resamples, batch=500, random_state=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+# %% ../nbs/09_evaluation.ipynb #ef9cdbee
 @dataclass(frozen=True)
 class Comparison:
     "Two readers on the same formulas."
@@ -103,26 +122,30 @@ def compare(
     seed: int = 0,
 ) -> Comparison:
     "Does the second read more formulas than the first, beyond chance?"
-    right = [np.array([read and not wrong for wrong, _, read in edit_distances(p, truths, strict)]) for p in (first, second)]
-    only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    n, odd = len(truths), only_first + only_second
-    tail = sum(math.comb(odd, k) for k in range(min(only_first, only_second) + 1))
-    # resampling formulas is drawing how many of either kind come again
-    draws = np.random.default_rng(seed).multinomial(n, [only_first / n, only_second / n, (n - odd) / n], resamples)
-    low, high = np.percentile(100 * (draws[:, 1] - draws[:, 0]) / n, [2.5, 97.5])
-    return Comparison(100 * (only_second - only_first) / n, float(low), float(high), only_first, only_second, min(1.0, 2 * tail / 2**odd))
+    from scipy.stats import binomtest
+    errors = [edit_distances(predictions, truths, strict) for predictions in (first, second)]
+    right = np.array([[read and not wrong for wrong, _, read in reader] for reader in errors], dtype=int)
+    gain = 100 * (right[1] - right[0])  # of each formula
+    only_first = int((gain < 0).sum())
+    only_second = int((gain > 0).sum())
+    odd = only_first + only_second
+    p = float(binomtest(only_first, odd).pvalue) if odd else 1.0
+    low, high = _bootstrap((gain,), np.mean, resamples, seed)
+    return Comparison(100 * (only_second - only_first) / len(truths), low, high, only_first, only_second, p)
 
-# %% ../nbs/09_evaluation.ipynb #24761084
+# %% ../nbs/09_evaluation.ipynb #fd3cd70a
 def perplexity(
     nll: Iterable[np.ndarray],  # of each image, the loss of each true token in nats, end token included, no padding
 ) -> tuple[float, float]:  # of the corpus; mean of the images' own
     "exp(total loss / total tokens), and the released code's mean over images of exp(mean loss of the image)."
     images = [np.asarray(image, dtype=np.float64).ravel() for image in nll]
-    if not images or not all(len(i) for i in images): raise FormulaGanError("perplexity needs at least one image, and at least an end token for each")
-    corpus = sum(i.sum() for i in images) / sum(len(i) for i in images)
-    with np.errstate(over="ignore"): return float(np.exp(corpus)), float(np.mean([np.exp(i.mean()) for i in images]))
+    if not images or not all(len(i) for i in images):
+        raise FormulaGanError("perplexity needs at least one image, and at least an end token for each")
+    corpus = np.concatenate(images).mean()
+    means = np.array([i.mean() for i in images])
+    with np.errstate(over="ignore"): return float(np.exp(corpus)), float(np.exp(means).mean())
 
-# %% ../nbs/09_evaluation.ipynb #6c7b20b1
+# %% ../nbs/09_evaluation.ipynb #1dcaaab9
 _START, _END, _UNKNOWN = 0, 1, 2
 
 
@@ -130,12 +153,15 @@ def _discounts(tables: Iterable[dict]) -> tuple[float, float, float, float]:
     "Discounts of counts 0, 1, 2 and 3 or more (Chen and Goodman, Eq 26); a half where a corpus is too small to tell."
     seen = Counter(min(count, 5) for table in tables for count in table.values())
     share = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5
-    values = [k - (k + 1) * share * seen[k + 1] / seen[k] if seen[k] and seen[k + 1] else 0.5 for k in (1, 2, 3)]
-    return 0.0, *(value if 0 < value <= k else 0.5 for k, value in zip((1, 2, 3), values))
+    values = [0.0]
+    for k in (1, 2, 3):
+        value = k - (k + 1) * share * seen[k + 1] / seen[k] if seen[k] and seen[k + 1] else 0.5
+        values.append(value if 0 < value <= k else 0.5)
+    return tuple(values)
 
-
+# %% ../nbs/09_evaluation.ipynb #df8c4d11
 class NGramModel:
-    "An n-gram model of token lists with interpolated modified Kneser-Ney smoothing; the end token is predicted, the start is not."
+    "An n-gram model of token lists, smoothed; the end token is predicted, the start is not."
 
     def __init__(
         self,
@@ -145,7 +171,9 @@ class NGramModel:
         """Each token of the vocabulary, the end and one place for all tokens beyond it share the probability, so
         an unknown token costs no infinite loss. The names <pad>, <start> and <end> are no tokens and are left out."""
         if order < 1: raise FormulaGanError(f"order={order}: an n-gram has at least one token")
-        self.order, self.fixed, self.levels = order, vocab is not None, None
+        self.order = order
+        self.fixed = vocab is not None
+        self.levels = None  # until `fit`
         self._name(vocab or ())
 
     def _name(self, tokens: Iterable[str]):
@@ -159,13 +187,14 @@ class NGramModel:
         self,
         formulas: Iterable[Sequence[str]],  # token lists
     ) -> "NGramModel":  # itself
-        "Count; the counts of shorter n-grams are in how many contexts they occur, but for those at the start, which have one."
+        """Count. The count of a shorter n-gram is the number of contexts in which it occurs; at the start of a formula,
+        where there is one context only, it is the number of occurrences."""
         formulas = list(formulas)
         if not formulas: raise FormulaGanError("an n-gram model needs formulas to count: the list is empty")
         if not self.fixed: self._name(token for tokens in formulas for token in tokens)
         counts = [Counter() for _ in range(self.order)]
         for ids in map(self._encode, formulas):
-            for size in range(1, self.order + 1): counts[size - 1].update(zip(*(ids[k:] for k in range(size))))
+            for size, table in enumerate(counts, 1): table.update(zip(*(ids[k:] for k in range(size))))
         for size in range(self.order - 1, 0, -1):
             contexts = Counter(gram[1:] for gram in counts[size])
             counts[size - 1] = Counter({g: contexts[g] if g[0] != _START else c for g, c in counts[size - 1].items()})
@@ -177,10 +206,12 @@ class NGramModel:
         tables = defaultdict(dict)
         for gram, count in counts.items():
             if gram[-1] != _START: tables[gram[:-1]][gram[-1]] = count
-        discount, level = _discounts(tables.values()), {}
+        discount = _discounts(tables.values())
+        level = {}
         for history, table in tables.items():
-            total, kept = sum(table.values()), {w: c - discount[min(c, 3)] for w, c in table.items()}
-            level[history] = {w: k / total for w, k in kept.items()}, 1 - sum(kept.values()) / total
+            total = sum(table.values())
+            kept = {token: (count - discount[min(count, 3)]) / total for token, count in table.items()}
+            level[history] = kept, 1 - sum(kept.values())
         return level
 
     def _probability(self, history: tuple[int, ...], token: int) -> float:
@@ -209,7 +240,7 @@ class NGramModel:
         ids = self._encode(tokens)
         return -np.log([self._probability(ids[max(0, i - self.order + 1):i], ids[i]) for i in range(1, len(ids))])
 
-# %% ../nbs/09_evaluation.ipynb #a9100002
+# %% ../nbs/09_evaluation.ipynb #865051f3
 def image_features(
     model,  # Recognizer, whose encoder is the network
     images,  # data.ImageSet
@@ -219,7 +250,8 @@ def image_features(
     "The encoder's coarse map of each image in black and white, averaged over the image's cells."
     import torch
     from formula_gan.data import ImageSet, ordered_batches
-    binary = ImageSet([np.where(np.asarray(image) < 128, 0, 255).astype("uint8") for image in images], images.tokens, images.domain)
+    black_and_white = [np.where(np.asarray(image) < 128, 0, 255).astype("uint8") for image in images]
+    binary = ImageSet(black_and_white, images.tokens, images.domain)
     features: list = [None] * len(images)
     model.eval()
     with torch.no_grad():
@@ -231,7 +263,7 @@ def image_features(
             for n, mean in zip(numbers, means.cpu().numpy()): features[n] = mean
     return np.array(features)
 
-# %% ../nbs/09_evaluation.ipynb #a9100003
+# %% ../nbs/09_evaluation.ipynb #b6ecc445
 @dataclass(frozen=True)
 class KernelDistance:
     "How far apart two sets of features are."
@@ -240,29 +272,38 @@ class KernelDistance:
     high: float
 
 
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (m, channels), (n, channels) -> (m, n)
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _alike(x: np.ndarray, weights: np.ndarray) -> np.ndarray:  # (m, channels), (draws, m) -> (draws,)
+    "Mean of the kernel over pairs of different images, by how often both of a pair were drawn."
+    kernel = _kernel(x, x)
+    np.fill_diagonal(kernel, 0)
+    pairs = weights.sum(1) ** 2 - (weights**2).sum(1)  # 0 where one image was drawn every time
+    return ((weights @ kernel) * weights).sum(1) / np.maximum(pairs, 1)
+
+# %% ../nbs/09_evaluation.ipynb #7e547b6a
 def kernel_distance(
     first: np.ndarray,  # (m, channels)
     second: np.ndarray,  # (n, channels)
     resamples: int = 500,  # of the bootstrap
     seed: int = 0,
 ) -> KernelDistance:
-    "KID of two sets of features. In the bootstrap an image that is drawn twice is not compared with itself, which would count as a likeness."
+    "KID of two sets of features; both sets are drawn anew for the interval."
     if min(len(first), len(second)) < 2 or first.shape[1:] != second.shape[1:]:
-        raise FormulaGanError(f"features of shape {first.shape} and {second.shape}: give at least two images on each side, and one network")
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    rng, sizes = np.random.default_rng(seed), (len(first), len(second))
-    draws = [np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), resamples)]) for n in sizes]  # the first row is the sets themselves
-
-    def alike(k, weights):  # mean of the kernel over pairs of different images, by how often both were drawn
-        np.fill_diagonal(k, 0)
-        pairs = weights.sum(1) ** 2 - (weights**2).sum(1)  # 0 where one image was drawn every time
-        return ((weights @ k) * weights).sum(1) / np.maximum(pairs, 1)
-
-    across = ((draws[0] @ kernel(first, second)) * draws[1]).sum(1) / (sizes[0] * sizes[1])
-    values = alike(kernel(first, first), draws[0]) + alike(kernel(second, second), draws[1]) - 2 * across
+        shapes = f"features of shape {first.shape} and {second.shape}"
+        raise FormulaGanError(f"{shapes}: give at least two images on each side, and one network")
+    rng = np.random.default_rng(seed)
+    draws = []
+    for n in (len(first), len(second)):
+        anew = rng.multinomial(n, np.full(n, 1 / n), resamples)
+        draws.append(np.vstack([np.ones(n), anew]))  # the first row is the set itself
+    across = ((draws[0] @ _kernel(first, second)) * draws[1]).sum(1) / (len(first) * len(second))
+    values = _alike(first, draws[0]) + _alike(second, draws[1]) - 2 * across
     return KernelDistance(float(values[0]), *map(float, np.percentile(values[1:], [2.5, 97.5])))
 
-# %% ../nbs/09_evaluation.ipynb #a9100006
+# %% ../nbs/09_evaluation.ipynb #00dc2799
 @dataclass(frozen=True)
 class Estimate:
     "A figure and its 95 % interval, in percent."
@@ -277,19 +318,41 @@ def label_folds(
     seed: int = 0,
 ) -> np.ndarray:  # int64, one per image: its fold, from 0
     "Folds of about equal size in which all images of a label are together."
-    names, label = np.unique(labels, return_inverse=True)
-    if not 2 <= folds <= len(names): raise FormulaGanError(f"{len(names)} labels for {folds} folds: give at least one label for each of two folds or more")
-    order = np.random.default_rng(seed).permutation(len(names))
-    sizes, place = np.bincount(label)[order], np.empty(len(names), "int64")
-    place[order] = (2 * sizes.cumsum() - sizes) * folds // (2 * len(label))
-    return place[label]
+    from sklearn.model_selection import StratifiedGroupKFold
+    names = len(set(labels))
+    if not 2 <= folds <= names:
+        remedy = "give at least one label for each of two folds or more"
+        raise FormulaGanError(f"{names} labels for {folds} folds: {remedy}")
+    fold = np.zeros(len(labels), "int64")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    one_class = np.zeros(len(labels))  # nothing to stratify: only the sizes of the folds are balanced
+    for k, (_, part) in enumerate(splitter.split(one_class, one_class, labels)): fold[part] = k
+    return fold
 
+# %% ../nbs/09_evaluation.ipynb #7a63af22
+def _held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.ndarray:  # bool, one per image
+    "Whether each image is put on the right side by a classifier that has seen the other folds only."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    right = np.zeros(len(y), bool)
+    for k in range(fold.max() + 1):
+        train = fold != k
+        if len(set(y[train])) < 2:  # nothing to learn: everything is on the side that was seen
+            right[~train] = y[~train] == y[train][0]
+            continue
+        regression = LogisticRegression(C=1 / (0.01 * train.sum()), class_weight="balanced", max_iter=1000)
+        model = make_pipeline(StandardScaler(), regression).fit(x[train], y[train])
+        right[~train] = model.predict(x[~train]) == y[~train]
+    return right
 
-def _logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ridge: float = 0.01, steps: int = 300) -> np.ndarray:
-    "Coefficients that minimise the weighted mean loss + ridge / 2 |w|^2, by Boehning's bound on the Hessian: no step goes up, none needs a rate."
-    inverse, w = np.linalg.inv(0.25 * x.T @ (weights[:, None] * x) + ridge * np.eye(x.shape[1])), np.zeros(x.shape[1])
-    for _ in range(steps): w += inverse @ (x.T @ (weights * (y - 0.5 - 0.5 * np.tanh(x @ w / 2))) - ridge * w)
-    return w
+# %% ../nbs/09_evaluation.ipynb #3f655310
+def _worth(right: np.ndarray, weights: np.ndarray, labels: Sequence[str], value: float) -> int:
+    "As many independent images as would give the same variance; at least 1."
+    _, formula = np.unique(labels, return_inverse=True)
+    spread = float((np.bincount(formula, weights * (right - value)) ** 2).sum())
+    if not 0 < value < 1 or not spread: return len(right)
+    return round(max(1.0, min(len(right), value * (1 - value) / spread)))
 
 
 def domain_classifier_accuracy(
@@ -300,35 +363,29 @@ def domain_classifier_accuracy(
     folds: int = 5,  # of the cross-validation
     seed: int = 0,  # of the folds
 ) -> Estimate:  # percent; 50: cannot be told apart
-    """Share of images of unseen formulas that logistic regression on standardised features (ridge 0.01) puts on the right side, the mean of both sides. The
-    interval is Wilson's for as many images as the formulas, whose images are right or wrong together, are worth. It leaves out that other images would train another
-    classifier: of two halves of one distribution it holds the 50 % in about 90 of 100 cases."""
+    "Share of images of unseen formulas that logistic regression puts on the right side, the mean of both sides."
     sizes = len(real), len(other)
     if min(sizes) < 2 or real.shape[1:] != other.shape[1:] or sizes != (len(real_labels), len(other_labels)):
-        raise FormulaGanError(f"features of shape {real.shape} and {other.shape} with {len(real_labels)} and {len(other_labels)} labels: give two images or more on each side, "
-                              "a label for each, and one network")
-    x, y, labels = np.vstack([real, other]), np.repeat([0, 1], sizes), [*real_labels, *other_labels]
-    fold, right = label_folds(labels, folds, seed), np.zeros(len(y), bool)
-    def halved(part): return 0.5 / np.bincount(y[part], minlength=2).clip(1)[y[part]]  # both sides weigh the same
-    for k in range(folds):
-        train = fold != k
-        scale = x[train].std(0)
-        z = np.hstack([(x - x[train].mean(0)) / np.where(scale > 0, scale, 1), np.ones((len(x), 1))])
-        w = _logistic(z[train], y[train], halved(train))
-        right[~train] = (z[~train] @ w > 0) == y[~train]
+        given = f"features of shape {real.shape} and {other.shape}"
+        given += f" with {len(real_labels)} and {len(other_labels)} labels"
+        raise FormulaGanError(f"{given}: give two images or more on each side, a label for each, and one network")
+    labels = [*real_labels, *other_labels]
+    y = np.repeat([0, 1], sizes)
+    right = _held_out(np.vstack([real, other]), y, label_folds(labels, folds, seed))
+    weights = 0.5 / np.bincount(y)[y]  # both sides weigh the same
     value = float(right[y == 0].mean() + right[y == 1].mean()) / 2
-    spread = float((np.bincount(np.unique(labels, return_inverse=True)[1], halved(slice(None)) * (right - value)) ** 2).sum())
-    worth = max(1.0, min(len(y), value * (1 - value) / spread)) if 0 < value < 1 and spread else len(y)
-    return Estimate(100 * value, *exprate_interval(value * worth, worth))
+    worth = _worth(right, weights, labels, value)
+    return Estimate(100 * value, *exprate_interval(round(value * worth), worth))
 
-# %% ../nbs/09_evaluation.ipynb #a9100009
+# %% ../nbs/09_evaluation.ipynb #c4ccdfcd
 def _apart(features: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
     "label -> mean Euclidean distance between two of its images, where it has two."
+    from scipy.spatial.distance import pdist
     rows = defaultdict(list)
     for row, label in zip(features, labels, strict=True): rows[label].append(row)
-    return {label: float(np.mean([np.linalg.norm(a - b) for n, a in enumerate(x) for b in x[:n]])) for label, x in rows.items() if len(x) > 1}
+    return {label: float(pdist(np.array(x)).mean()) for label, x in rows.items() if len(x) > 1}
 
-
+# %% ../nbs/09_evaluation.ipynb #8840aa64
 def diversity(
     features: np.ndarray,  # (m, channels): several images of each formula
     labels: Sequence[str],  # the formula of each image
@@ -337,16 +394,21 @@ def diversity(
     resamples: int = 2000,  # of the bootstrap, over formulas
     seed: int = 0,
 ) -> Estimate:  # percent; 0: all images of a formula are the same, 100: as different as two writers' ink
-    "Mean distance between two images of one formula, in percent of that between two real inks of it; over formulas that both sides hold twice or more."
-    here, real = _apart(features, labels), _apart(reference, reference_labels)
+    """Mean distance between two images of one formula, in percent of that between two real inks of it; over the
+    formulas that both sides have twice or more."""
+    here = _apart(features, labels)
+    real = _apart(reference, reference_labels)
     shared = sorted(here.keys() & real.keys())
-    pairs = np.array([(here[label], real[label]) for label in shared]).reshape(-1, 2)
-    if not pairs[:, 1].any(): raise FormulaGanError("diversity needs formulas with two images or more on both sides, and real inks that differ: there are none")
-    draws = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), resamples) @ pairs
-    value = 100 * pairs[:, 0].sum() / pairs[:, 1].sum()
-    return Estimate(float(value), *map(float, np.percentile(100 * draws[:, 0] / np.maximum(draws[:, 1], 1e-12), [2.5, 97.5])))
+    if not any(real[label] for label in shared):
+        needed = "formulas with two images or more on both sides, and real inks that differ"
+        raise FormulaGanError(f"diversity needs {needed}: there are none")
+    columns = tuple(np.array([apart[label] for label in shared]) for apart in (here, real))
 
-# %% ../nbs/09_evaluation.ipynb #02a11882
+    def percent(mine, theirs, axis=-1): return 100 * mine.sum(axis) / np.maximum(theirs.sum(axis), 1e-12)
+
+    return Estimate(float(percent(*columns)), *_bootstrap(columns, percent, resamples, seed))
+
+# %% ../nbs/09_evaluation.ipynb #6dff788a
 PAPER_TABLE1 = {  # row: what it is, perplexity after 100,000, 200,000 and 300,000 iterations of the GAN
     "1": ("lambda = 0", 15.66, 13.38, 13.16),
     "2": ("lambda = 1", 26.88, 70.76, 68.20),
@@ -356,7 +418,7 @@ PAPER_TABLE1 = {  # row: what it is, perplexity after 100,000, 200,000 and 300,0
     "6": ("swap target domain", 423.11, 123.36, 24.30),
     "7": ("no handwritten source", 15.62, 7.34, 9.16),
 }
-PAPER_TABLE2 = {  # row: what it is, training size, (WER, ExpRate) tested at 128 px, (WER, ExpRate) tested at symbol size
+PAPER_TABLE2 = {  # row: what it is, training size, (WER, ExpRate) tested at 128 px, the same at symbol size
     "I": ("CROHME", "height", (73.9, 0.1), (93.2, 0.0)),
     "II": ("CROHME + GAN (1)", "height", (18.8, 37.7), (22.4, 31.1)),
     "III": ("CROHME + GAN (2)", "height", (16.6, 36.7), (21.7, 32.5)),
@@ -366,7 +428,7 @@ PAPER_TABLE2 = {  # row: what it is, training size, (WER, ExpRate) tested at 128
     "VII": ("CROHME + GAN (2)", "symbol", (18.6, 34.8), (19.0, 38.1)),
     "VIII": ("CROHME + GAN (7)", "symbol", (17.6, 34.5), (18.7, 39.4)),
 }
-TABLE2_CONTROLS = {  # rows that the paper has not
+TABLE2_CONTROLS = {  # rows that the paper does not have
     "R": "CROHME + print",
     "D": "CROHME + the same ink distorted",
     "S": "CROHME + stitched symbols",
@@ -374,17 +436,18 @@ TABLE2_CONTROLS = {  # rows that the paper has not
 }
 _CONTROLS = {"L": "5-gram model, no image", "P": "plain print, no GAN", "S": "stitched real ink, no GAN"}
 
-# %% ../nbs/09_evaluation.ipynb #fbaddd4a
+# %% ../nbs/09_evaluation.ipynb #25e5b5bc
 def _beside(paper, ours, keys: list[str]):
-    "Outer join in the paper's order: a line for each of our rows, and for each of the paper's that we have not run."
+    "Outer join in the paper's order: a line for each of our rows, and for each row of the paper that we have not run."
     import pandas as pd
     order = {row: n for n, row in enumerate([*dict.fromkeys(paper.row), *_CONTROLS, "R", "D", "Y"])}
     ours = ours.assign(row=ours.row.astype(str)) if len(ours) else pd.DataFrame(columns=keys)
     joined = paper.merge(ours, on=keys, how="outer", suffixes=("", " (ours)"))
-    joined["place"] = joined.row.map(lambda row: order.get(row.split()[0], len(order)))  # "7 skip" is a variant of row 7
+    name = joined.row.str.split().str[0]  # "7 skip" is a variant of row 7
+    joined["place"] = name.map(order).fillna(len(order))
     return joined.sort_values(["place", *keys], kind="stable").drop(columns="place").reset_index(drop=True)
 
-
+# %% ../nbs/09_evaluation.ipynb #6bdd6155
 def table1(
     frame,  # pandas DataFrame with the columns of artifacts/table1.csv; may be empty
 ):  # pandas DataFrame, the paper's perplexities first, then ours
@@ -393,24 +456,30 @@ def table1(
     columns = ["row", "what", "paper 100k", "paper 200k", "paper 300k"]
     paper = pd.DataFrame([(row, *facts) for row, facts in PAPER_TABLE1.items()], columns=columns)
     table = _beside(paper, frame, ["row"])
-    variant = table.row.map(lambda row: ", ".join([PAPER_TABLE1.get(row.split()[0], ("",))[0], *row.split()[1:]]).strip(", "))
-    table["what"] = table.what.fillna(table.row.map(_CONTROLS)).fillna(variant)
+
+    def variant(row):  # "7 skip" is "no handwritten source, skip"
+        name, *changes = row.split()
+        return ", ".join([PAPER_TABLE1.get(name, ("",))[0], *changes]).strip(", ")
+
+    table["what"] = table.what.fillna(table.row.map(_CONTROLS)).fillna(table.row.map(variant))
     shown = ("checkpoint", "perplexity", "perplexity_image_mean", "wer", "exprate", "content_exprate", "kid",
              "gan_iterations", "recognizer_steps", "synthetic_images", "l1_anchor", "profile", "seed")
     return table[columns + [c for c in shown if c in table]]
 
-
+# %% ../nbs/09_evaluation.ipynb #a78e720d
 def table2(
     frame,  # pandas DataFrame with the columns of artifacts/table2.csv; may be empty
 ):  # pandas DataFrame, one line for each row and test size
-    """Table 2, ours beside the paper's; a variant such as `VIII skip` stands beside the row that it varies. The paper's symbol size is taken from the truth: the
-    paper stands beside `symbol-oracle` too."""
+    """Table 2, ours beside the paper's; a variant such as `VIII skip` stands beside the row that it varies. The paper
+    takes the symbol size from the truth, so its figures stand beside `symbol-oracle` too."""
     import pandas as pd
     columns = ["row", "what", "train_norm", "test_norm", "paper wer", "paper exprate"]
     oracle = len(frame) and "symbol-oracle" in set(frame.test_norm)
-    paper = pd.DataFrame([(row, what, train, test, *figures) for row, (what, train, height, symbol) in PAPER_TABLE2.items()
-                          for test, figures in (("height", height), ("symbol", symbol), *([("symbol-oracle", symbol)] if oracle else []))],
-                         columns=columns)
+    lines = []
+    for row, (what, train, height, symbol) in PAPER_TABLE2.items():
+        lines += [(row, what, train, "height", *height), (row, what, train, "symbol", *symbol)]
+        if oracle: lines.append((row, what, train, "symbol-oracle", *symbol))
+    paper = pd.DataFrame(lines, columns=columns)
     if len(frame): frame = frame.assign(name=frame.row.astype(str), row=frame.row.astype(str).str.partition(" ")[0])
     table = _beside(paper, frame, ["row", "test_norm"])
     table["what"] = table.what.fillna(table.row.map(TABLE2_CONTROLS))

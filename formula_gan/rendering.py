@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from .core import FormulaGanError
-from .tokenizer import SYNONYMS
+from .tokenizer import SYNONYMS, strip_comments
 
 # %% ../nbs/02_rendering.ipynb #08c35b5b
 class RenderError(FormulaGanError):
@@ -473,7 +473,7 @@ def typeset(
     if not isinstance(latex, str): raise RenderError(f"a formula is text, not {type(latex).__name__}")
     if font not in FONTS: raise RenderError(f"no font {font!r}: choose one of {', '.join(FONTS)}")
     spacing = _number("spacing", spacing, 0, 10)
-    if not latex.strip(): raise RenderError("nothing to draw: the formula is empty")
+    if not strip_comments(latex).strip(): raise RenderError("nothing to draw: the formula is empty")
     if len(latex) > _MAX_LENGTH: raise RenderError(f"the formula has {len(latex)} characters, more than {_MAX_LENGTH}")
     control = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", latex)
     if control: raise RenderError(f"the formula holds the control character U+{ord(control[0]):04X}: remove it")
@@ -481,8 +481,8 @@ def typeset(
 
 
 def _bare(latex: str) -> str:
-    "A formula as `normalize` takes it: without the delimiters around it, and with a percent sign as a symbol."
-    latex = re.sub(r"(\\.)|%", lambda found: found[1] or r"\%", latex.strip(), flags=re.DOTALL)
+    "A formula as `normalize` takes it: without comments and without the delimiters around it."
+    latex = strip_comments(latex).strip()
     for begin, end in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
         inner = latex[len(begin):-len(end)]
         if inner and latex == begin + inner + end and end not in re.sub(r"\\\\|\\\$", "", inner): return inner

@@ -71,6 +71,12 @@ def mistakes():
     yield "render x --out f.txt/x.png", "f.txt is a file, not a folder"
     yield "render x --out folder/x.png", "folder/x.png is a folder"
     yield "render --file - --out images", "the standard input holds no formula"
+    yield "normalize", "--file"
+    yield "normalize x --file f.txt", "--file"
+    yield "normalize x^", "formula 1: ^ lacks an argument, at character 2 of 'x^'"
+    yield "normalize --file none.txt", "cannot read none.txt"
+    yield "normalize --file -", "the standard input holds no formula"
+    yield "normalize --file keys.jsonl", "--column", "'latex'"
     yield "evaluate - -", "give a file"
     yield "evaluate f.txt -", "f.txt has 1 lines, the standard input 0"
     yield "evaluate --recognizer default --test-set none", "no test set 'none'"
@@ -93,6 +99,49 @@ def test_mistakes(weights, tmp_path, monkeypatch, capsys, words, message):
     code, shown = cli.main(words.split()), capsys.readouterr()
     assert code == 2 and shown.out == "" and len(shown.err.splitlines()) == 1 and all(word in shown.err for word in message), shown
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_normalize(capsys):
+    assert cli.main(["normalize", "{x}^{ 2}", r"\frac12 \lt 1"]) == 0
+    assert capsys.readouterr() == ("x ^ { 2 }\n\\frac { 1 } { 2 } < 1\n", "")
+    assert cli.main(["normalize", "--", "-x"]) == 0 and capsys.readouterr().out == "- x\n"
+    assert cli.main(["normalize", "x", r"\foo"]) == 1
+    assert capsys.readouterr() == ("x\n\n", "skipped formula 2: unknown command \\foo, at character 0 of '\\foo'\n")
+
+
+@pytest.mark.parametrize("name, text, lines", [
+    ("f.txt", "x^2\na \\foo b\n\n\\frac12\n", (2, 3)), ("f.jsonl", '{"latex": "x^2"}\n"a \\\\foo b"\n{}\n"\\\\frac12"\n', (2, 3)),
+    ("f.csv", 'id,latex\n"1\n",x^2\n2,"a\n\\foo b"\n\n3,\n4,\\frac12\n', (4, 7))])
+def test_normalize_names_lines_as_the_file_counts_them(tmp_path, capsys, name, text, lines):
+    (tmp_path / name).write_text(text)
+    assert cli.main(["normalize", "--file", str(tmp_path / name)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "x ^ { 2 }\n\n\n\\frac { 1 } { 2 }\n"
+    unknown, empty = shown.err.splitlines()
+    assert unknown.startswith(f"skipped line {lines[0]}: unknown command \\foo, at character 2 of 'a ")
+    assert empty == f"skipped line {lines[1]}: the formula is empty"
+
+
+def test_normalize_does_nothing_where_nothing_has_a_form(tmp_path, capsys):
+    (tmp_path / "f.txt").write_text("x^\n\\foo\n")
+    assert cli.main(["normalize", "--file", str(tmp_path / "f.txt")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "skipped line 1" in shown.err and "skipped line 2" in shown.err and "none of the 2" in shown.err
+
+
+def test_a_comment_is_dropped_and_told_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "f.txt").write_text("x\nx^2 % trailing comment\n50 % of y\n50\\%\n")
+    assert cli.main(["normalize", "--file", str(tmp_path / "f.txt")]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "x\nx ^ { 2 }\n5 0\n5 0 \\%\n"
+    assert shown.err.count("note: an unescaped % begins a comment") == 1 and "first in line 2" in shown.err
+    assert cli.main(["render", "--file", str(tmp_path / "f.txt"), "--out", str(tmp_path / "images"), "--workers", "1"]) == 0
+    assert capsys.readouterr().err.count("note: an unescaped %") == 1
+    labels = (tmp_path / "images" / "labels.tsv").read_text().splitlines()
+    assert [line.split("\t")[1] for line in labels] == ["latex", "x", "x^2", "50", "50\\%"]
+    for latex, told in (("x % y", 1), (r"50\%", 0)):
+        assert cli.main(["render", latex, "--out", str(tmp_path / f"{told}.png")]) == 0
+        assert capsys.readouterr().err.count("note:") == told
 
 
 def test_render_one(command, tmp_path):

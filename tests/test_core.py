@@ -48,6 +48,13 @@ def test_stages_are_found_again(tmp_path, monkeypatch):
     assert stage_facts(folder) == {"minutes": 1.5} and json.loads((folder / "spec.json").read_text()) == {"a": [2], "b": 1}
 
 
+def test_the_cache_outside_a_checkout_is_the_users(tmp_path, monkeypatch):
+    from platformdirs import user_cache_path
+    monkeypatch.delenv("FORMULA_GAN_CACHE")
+    monkeypatch.chdir(tmp_path)
+    assert cache_dir() == user_cache_path("formula_gan", appauthor=False) and cache_dir().name == "formula_gan"
+
+
 def test_rows_replace_their_like_only(tmp_path):
     table = tmp_path / "table1.csv"
     for row, seed, value in (("7", 0, 1.0), ("7", 1, 2.0), ("P", 0, 3.0), ("7", 0, 4.0)): write_row(table, dict(row=row, seed=seed, perplexity=value))

@@ -146,16 +146,16 @@ def test_layouts_are_small_and_picklable():
 
 # --- errors
 
-@pytest.mark.parametrize("latex, bare", [("$x$", "x"), (" $$x$$ ", "x"), (r"\(x\)", "x"), (r"\[ x \]", "x"), ("a%b", r"a\%b"), (r"a\%b", r"a\%b"), (r"\$5", r"\$ 5"),
+@pytest.mark.parametrize("latex, bare", [("$x$", "x"), (" $$x$$ ", "x"), (r"\(x\)", "x"), (r"\[ x \]", "x"), ("a%b", "a"), ("$a$ % b", "a"), ("a%b\n+c", "a+c"), (r"a\%b", r"a\% b"), (r"50\\%b", r"50\\"), (r"\$5", r"\$ 5"),
                                          (r"\text{if $x$}", r"\text{if $x$}"), (r"x \\ [y\]", None)])
-def test_delimiters_and_percent_signs_as_in_the_normal_form(latex, bare):
+def test_delimiters_and_comments_as_in_the_normal_form(latex, bare):
     if bare is None:
         with pytest.raises(RenderError): typeset(latex)
     else: assert np.array_equal(render(latex), render(bare))
 
 
 @pytest.mark.parametrize("latex, message", [
-    ("", "empty"), ("  \n", "empty"), (r"\, \phantom{x}", "no ink"), ("{ }", "no ink"), (r"\frac{a", "Missing close brace"), ("x }", "close brace"),
+    ("", "empty"), ("  \n", "empty"), (r"\, \phantom{x}", "no ink"), ("{ }", "no ink"), ("% a note", "empty"), (r"\frac{a", "Missing close brace"), ("x }", "close brace"),
     (r"\nosuchthing", "nosuchthing"), ("a & b", "&"), (r"\href{http://a}{b}", "href"), (r"\require{html} x", "require"), ("a\x00b", "U[+]0000"),
     ("a\ud800", "U[+]D800"), ("\N{GRINNING FACE}", "lacks"), ("x" * 1_000_000, "characters"), ("{" * 2000 + "x" + "}" * 2000, "deep"),
     ("x^{" * 900 + "x" + "}" * 900, "deep"), (r"\def\a{\a\a}\a", "macro"), (None, "text"), (b"x", "text"), (r"a \hspace{1000000em} b", "px"), (r"\enclose{circle}{x}", "shape"),
