@@ -17,7 +17,8 @@ from .core import FormulaGanError, Profile, atomic_path, derive_seed, get_profil
 from .data import ImageSet, load_corpus, print_images
 from .evaluation import diversity, domain_classifier_accuracy, image_features, kernel_distance
 from .sagan import load_generator
-from .stages import PROVENANCE, Run, image_sets, make_run, provenance, read_images, results_table, stitch_prints, write_row
+from .results import PROVENANCE, provenance, results_table, write_row
+from .stages import Run, image_sets, make_run, read_images, stitch_prints
 from .reading import trained_profile
 from .synthesis import handwrite, weights_digest
 from .tables import score_columns

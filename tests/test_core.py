@@ -5,7 +5,7 @@ import pytest
 
 from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, finish_stage, get_profile, load_weights, mixed_precision, save_weights, stage_facts,
                               stage_folder, tile)
-from formula_gan.stages import read_table, write_row
+from formula_gan.results import read_table, write_row
 
 
 @pytest.mark.parametrize("override, message", [

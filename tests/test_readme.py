@@ -104,7 +104,7 @@ def test_main_job(clean_environment, tmp_path):
     assert "lambda_ = 2" in next(c.source for c in cells if "injected-parameters" in c.metadata.get("tags", []))
     data = [o.data for c in cells if c.cell_type == "code" for o in c.outputs if "data" in o]
     assert any("image/png" in d for d in data), "no picture"
-    from formula_gan.stages import read_table
+    from formula_gan.results import read_table
     frame = read_table(copy / "artifacts" / "cache" / "table1.csv")
     row = frame[(frame.row == "3 skip") & (frame.checkpoint == "best")].iloc[0]
     assert row.perplexity > 1 and 0 <= row.exprate <= 100 and row.wer >= 0

@@ -4,7 +4,8 @@ import pytest
 
 from formula_gan.core import FormulaGanError, cache_dir, get_profile
 from formula_gan.realism import REALISM_COLUMNS, REALISM_KEY
-from formula_gan.stages import make_run, read_table, write_row
+from formula_gan.results import read_table, write_row
+from formula_gan.stages import make_run
 from formula_gan.evaluation import Estimate, diversity, domain_classifier_accuracy, exprate_interval, label_folds
 
 

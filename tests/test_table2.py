@@ -12,8 +12,9 @@ from test_parameters import code_after_parameters, parameters
 from formula_gan import cli, stages, tables
 from formula_gan.core import FormulaGanError, cache_dir, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights, prepare_image, read_test_set, resize_set
-from formula_gan.evaluation import PAPER_TABLE2, compare, table2
-from formula_gan.stages import TABLE2_COLUMNS, TABLE2_KEY, Unfinished, make_run, read_table, write_row
+from formula_gan.evaluation import compare
+from formula_gan.results import PAPER_TABLE2, TABLE2_COLUMNS, TABLE2_KEY, read_table, table2, write_row
+from formula_gan.stages import Unfinished, make_run
 from formula_gan.tables import (RECOGNITION_ROWS, choose_recognition_row, compare_rows, large_model, run_recognition_row, score_columns, score_test_set, training_figures,
                                 training_sources, validation_curve)
 from formula_gan.ink import distort, rasterize, write_inkml
@@ -220,12 +221,12 @@ def test_stops_by_the_clock():
 
 
 def test_table_beside_the_papers(tmp_path):
-    rows = [dict(row="VIII skip", recipe="modern", train_norm="symbol", test_norm=norm, exprate=value, profile="laptop", updates=9) for norm, value in (("height", 20.0), ("symbol", 40.0))]
+    rows = [dict(row="VIII", skip=True, recipe="modern", train_norm="symbol", test_norm=norm, exprate=value, profile="laptop", updates=9) for norm, value in (("height", 20.0), ("symbol", 40.0))]
     for row in [*rows, rows[1] | {"exprate": 41.0}, dict(row="Y", test_norm="symbol", exprate=3.0)]: write_row(tmp_path / "t.csv", row, TABLE2_COLUMNS, TABLE2_KEY)
     table = table2(read_table(tmp_path / "t.csv", TABLE2_COLUMNS))
-    ours = table[table.row == "VIII skip"]
+    ours = table[table.name == "VIII (skip)"]
     assert list(ours["paper exprate"]) == [34.5, 39.4] and list(ours.exprate) == [20.0, 41.0] and (ours.what == "CROHME + GAN (7)").all()
-    assert table[table.row == "Y"].what.item() == "GAN (7) alone" and list(table.row)[-1] == "Y" and "VIII" not in set(table.row)
+    assert table[table.row == "Y"].what.item() == "GAN (7) alone" and list(table.row)[-1] == "Y" and "VIII" not in set(table.name)
 
 
 def test_interval_stands_beside_the_rate():

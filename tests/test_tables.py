@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from formula_gan import stages, tables
+from formula_gan import results, stages, tables
 from formula_gan.core import FormulaGanError, Profile, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED
-from formula_gan.stages import TABLE1_COLUMNS, Unfinished, content_formulas, gan_streams, image_sets, make_run, read_table
-from formula_gan.tables import CONTROLS, ROWS, choose_row, display_name, run_row
+from formula_gan.results import TABLE1_COLUMNS, display_name, read_table
+from formula_gan.stages import Unfinished, content_formulas, gan_streams, image_sets, make_run
+from formula_gan.tables import CONTROLS, ROWS, choose_row, run_row
 
 TINY = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3, reader_steps=3, workers=1)
 
@@ -104,7 +105,7 @@ def test_a_longer_training_goes_on_from_a_shorter_one():
     with pytest.raises(FormulaGanError, match="gone past"): stages.generator(run, ROWS["1"], 3).product
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Profile) if f.name not in stages.NO_DIFFERENCE])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Profile) if f.name not in results.NO_DIFFERENCE])
 def test_every_field_tells_two_lines_apart(tmp_path, field):
     "Two lines of a table that differ in one field of the profile only."
     value = getattr(TINY, field)
@@ -115,14 +116,14 @@ def test_every_field_tells_two_lines_apart(tmp_path, field):
     lines = []
     for profile in (TINY, get_profile("demo", **{f.name: getattr(TINY, f.name) for f in dataclasses.fields(Profile) if f.name != "name"} | {field: other})):
         run = make_run(profile, progress=False)
-        lines.append(stages.departures(profile, TABLE1_COLUMNS) | {"row": "7", "checkpoint": "best", "perplexity": 2.0} | stages.provenance(run, 1.0))
-    for line in lines: stages.write_row(tmp_path / "table1.csv", line)
+        lines.append(results.departures(profile, TABLE1_COLUMNS) | {"row": "7", "checkpoint": "best", "perplexity": 2.0} | results.provenance(run, 1.0))
+    for line in lines: results.write_row(tmp_path / "table1.csv", line)
     assert len(read_table(tmp_path / "table1.csv")) == 2
-    stages.write_row(tmp_path / "table1.csv", lines[1])
+    results.write_row(tmp_path / "table1.csv", lines[1])
     assert len(read_table(tmp_path / "table1.csv")) == 2
 
 
-def append(path, row): stages.write_row(path, {"row": str(row), "checkpoint": "best", "perplexity": float(row)})
+def append(path, row): results.write_row(path, {"row": str(row), "checkpoint": "best", "perplexity": float(row)})
 
 
 def test_lines_written_at_once_are_all_there(tmp_path):
