@@ -147,3 +147,41 @@ def test_command(page, novice, tmp_path, capsys):
     shown = capsys.readouterr()
     assert json.loads(shown.out)["file"] == a and "skipped" in shown.err and "b.png" in shown.err
     assert cli.main(["recognize", b, *options]) == 2 and "not a whole image" in capsys.readouterr().err
+
+
+def test_many_are_read_in_order_and_mistakes_keep_their_place(page, novice):
+    images = [1 - page, np.ones((9, 9)), 1 - np.pad(page, 40), "none.png", page]
+    readings = list(recognize_many(images, novice, 1, together=2))
+    assert [isinstance(r, FormulaGanError) for r in readings] == [False, True, False, True, False]
+    assert "no ink" in str(readings[1]) and "no such file" in str(readings[3])
+    assert readings[0] == recognize(1 - page, novice, 1) == readings[4]
+    assert list(recognize_many([], novice)) == []
+
+
+def test_ink_that_is_not_read_is_told():
+    "A second line that no look touches; a part counts as a whole, however large."
+    from formula_gan.reading import MOST_UNREAD, unread_share
+    ink = np.zeros((32, 64), "float32")
+    ink[2:12, 4:60] = 1  # one long stroke, looked at in one place
+    ink[20:30, 4:18] = 1
+    look = np.zeros((4, 8), "float32")
+    look[0, 6] = 0.5
+    share = unread_share(ink, [look])
+    assert share == pytest.approx(140 / 700) and not Reading("x", 0.9, share).complete
+    look[3, 1] = 0.5
+    assert unread_share(ink, [look]) == 0 and Reading("x", 0.9, MOST_UNREAD).complete
+
+
+def test_the_packaged_one_flags_a_page_of_two_lines(tmp_path, capsys):
+    line = render("a + b = c", size=28)
+    two = np.zeros((40 + 2 * line.shape[0], line.shape[1] + 20), "float32")
+    two[10:10 + line.shape[0], 10:10 + line.shape[1]] = two[-10 - line.shape[0]:-10, 10:10 + line.shape[1]] = line
+    (tmp_path / "deep").mkdir()
+    for name, picture in (("a.png", line), ("deep/b.png", two)): Image.fromarray(np.uint8(255 - 255 * np.pad(picture, 8))).save(tmp_path / name)
+    assert cli.main(["recognize", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    one, other = map(json.loads, shown.out.splitlines())
+    assert one["file"].endswith("a.png") and one["latex"] == "a + b = c" and one["complete"] and one["unread"] == 0
+    assert other["file"].endswith("b.png") and not other["complete"] and other["unread"] > 0.12 and "of the ink is not in the reading" in shown.err
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["recognize", str(tmp_path / "empty")]) == 2 and "holds no image" in capsys.readouterr().err
