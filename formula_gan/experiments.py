@@ -34,7 +34,9 @@ from .sagan import load_generator
 from .synthesis import handwrite, trained_profile, read_back, weights_digest
 from .task_model import RecognizerConfig, load_recognizer
 from .tokenizer import Vocab
-from .trainer import RECIPES, WIDEST, GanTask, Recipe, RecognizerTask, Trainer, gan_settings, large_recognizer, small_recognizer
+from .tasks import (RECIPES, WIDEST, GanTask, Recipe, RecognizerTask, gan_settings, large_recognizer,
+                               small_recognizer)
+from .trainer import Trainer
 
 # %% ../nbs/09a_experiments.ipynb #54b44dc6
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def make_gan(
         if trainer.step > task.steps:
             raise FormulaGanError(f"{folder} has gone past {profile.gan_iterations} iterations and kept no weights there: ask for more, or for another seed")
         run_to_end(trainer, max_minutes)
-        (folder / "last.safetensors").replace(weights)
+        trainer.rename_last(weights)
     return weights, load_generator(weights).facts
 
 # %% ../nbs/09a_experiments.ipynb #fa544270
@@ -334,7 +336,7 @@ def make_recognizer(
     "A trained recogniser, from the cache once it is there."
     steps, device = steps or profile.recognizer_steps, pick_device()
     config = config or (large_recognizer(profile) if recipe else None)
-    table2 = {"recipe": dataclasses.asdict(recipe), "config": dataclasses.asdict(config)} if recipe else {}
+    table2 = {"recipe": recipe.facts(), "config": dataclasses.asdict(config)} if recipe else {}
     folder = stage_folder("recognizer", {"sets": identity, "steps": steps, "batch": profile.recognizer_batch, "lr": profile.recognizer_lr,
                                          "stride": profile.recognizer_stride, "precision": profile.precision, "seed": seed, "version": 1, **table2})
     task = RecognizerTask(profile, sets, vocab, seed, config, steps, recipe, device)
@@ -741,7 +743,7 @@ def test_readings(
 def run_recognition_row(
     row: str = "V",  # "I".."VIII", or a control: "R", "D", "S", "Y"
     profile: Profile | str = "demo",
-    recipe: str = "modern",  # of `trainer.RECIPES`
+    recipe: str = "modern",  # of `tasks.RECIPES`
     train_norm: str = "",  # sizing of the training images; empty: the row's own
     test_norms: tuple = ("height", "symbol"),
     seed: int = 0,

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -6,7 +10,8 @@ from formula_gan.core import TABLE1_COLUMNS, FormulaGanError, get_profile, read_
 from formula_gan.data import HANDWRITTEN, PRINTED
 from formula_gan.experiments import CONTROLS, ROWS, Unfinished, choose_row, content_formulas, gan_streams, make_images, run_row
 
-TINY = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3, reader_steps=3, workers=1)
+OVERRIDES = dict(synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3, reader_steps=3, workers=1)
+TINY = get_profile("demo", **OVERRIDES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,3 +136,20 @@ def test_gain_lets_the_discriminator_tell_ink_from_print(monkeypatch, capsys):
     paper, ours = share_right(1, 0.0), share_right(profile.discriminator_gain, profile.discriminator_beta1)
     with capsys.disabled(): print(f"\nimages told apart after 400 steps: {100 * paper:.0f} % as in the paper, {100 * ours:.0f} % with the profile's gain")
     assert ours > 0.7 and ours > paper + 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_generator(tmp_path):
+    "Under torchrun both call `make_gan`; the leader alone exports and renames, and both read the same file."
+    script = tmp_path / "two.py"
+    script.write_text("import torch; torch.set_num_threads(1)\n"
+                      "from formula_gan.core import get_profile\n"
+                      "from formula_gan.experiments import ROWS, make_gan\n"
+                      f"profile = get_profile('demo', **{OVERRIDES!r})\n"
+                      "weights, facts = make_gan(ROWS['1'], profile, progress=False)\n"
+                      "print('made', weights.name, facts['steps'], flush=True)\n")
+    make_images(TINY, progress=False)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d",
+                           "--rdzv-endpoint", "localhost:0", str(script)], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and done.stdout.count("made generator-2.safetensors 3") == 2, done.stdout + done.stderr[-3000:]
