@@ -296,10 +296,13 @@ def mixed_precision(
     profile: Profile,
     device: str,
 ):  # context manager
-    "bfloat16 autocast where the profile asks for it and the device computes in it: without AVX512-BF16 or AMX a CPU is ten times slower in bfloat16 than in float32."
+    """bfloat16 autocast where the profile asks for it and the device computes in it. A CPU without AVX512-BF16 or AMX is
+    ten times slower in bfloat16 than in float32; GPUs older than Ampere (T4, V100) emulate it."""
     import torch
     kind = torch.device(device).type
-    able = kind != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    able = True
+    if kind == "cpu": able = torch.cpu._is_avx512_bf16_supported()
+    if kind == "cuda": able = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(kind, torch.bfloat16, enabled=profile.precision == "bf16" and able)
 
 # %% ../nbs/00_core.ipynb #3ea1a450

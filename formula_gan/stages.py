@@ -234,7 +234,7 @@ def generator(
     iterations: int = 0,  # 0: the profile's
 ) -> Stage:  # of the averaged generator's weights, a file
     "A row's trained generator after so many iterations."
-    from formula_gan.trainer import GanTask, gan_settings
+    from formula_gan.tasks import GanTask, gan_settings
     run = run.of(lambda_=row.lambda_, gan_iterations=iterations or run.profile.gan_iterations)
     images = image_sets(run)
     training = stage(run, "gan", 4, lambda folder: {}, inputs=[images], training=gan_settings(run.profile), seed=run.seed, attention=row.attention,
@@ -245,7 +245,7 @@ def generator(
         vocab = Vocab.from_tokens([t.split() for name in GAN_SETS for t in sets[name].tokens])
         task = GanTask(run.profile, sources, targets, vocab, run.seed, row.target, row.attention, run.device)
         trainer = train(run, task, training.folder, f"GAN ({row.name})", sheet_every=100)
-        (training.folder / "last.safetensors").replace(folder / "generator.safetensors")
+        trainer.rename_last(folder / "generator.safetensors")
         return {"minutes": trainer.minutes, "steps": trainer.step}
     return stage(run, "generator", 1, build, lambda folder: folder / "generator.safetensors", [training], iterations=run.profile.gan_iterations)
 
@@ -310,12 +310,12 @@ def recognizer(
     valid,  # callable() -> ImageSet that chooses the checkpoint
     vocab,  # callable() -> Vocab
     steps: int,
-    recipe=None,  # `trainer.Recipe` of Table 2; None: as in Table 1
+    recipe=None,  # `tasks.Recipe` of Table 2; None: as in Table 1
     config=None,  # RecognizerConfig; None: the table's model
     **identity,  # what else determines the sets
 ) -> Stage:  # of its folder, with best.safetensors, last.safetensors and metric.csv
     "A trained recogniser. With a recipe, validation reads the images too."
-    from formula_gan.trainer import RecognizerTask, large_recognizer, small_recognizer
+    from formula_gan.tasks import RecognizerTask, large_recognizer, small_recognizer
     profile = run.profile
     config = config or (large_recognizer if recipe else small_recognizer)(profile)
     def build(folder):
@@ -329,7 +329,7 @@ def recognizer(
         return {"minutes": trainer.minutes, "steps": steps}
     determined = run.fields("recognizer_batch", "recognizer_lr", "precision")
     return stage(run, "recognizer", 2, build, inputs=sources, steps=steps, seed=run.seed, config=dataclasses.asdict(config),
-                 recipe=dataclasses.asdict(recipe) if recipe else None, **determined, **identity)
+                 recipe=recipe.facts() if recipe else None, **determined, **identity)
 
 
 def content_formulas(
@@ -360,7 +360,7 @@ def ink_set(
 ) -> Stage:  # of a dict: "train", "valid", "test" -> ImageSet
     "The real ink at a size; validation and test without limits."
     from formula_gan.ink import distort
-    from formula_gan.trainer import WIDEST
+    from formula_gan.tasks import WIDEST
     sized = run.of(sizing=sizing)
     splits = ("train",) if distorted else ("train", "valid", "test")
     def build(folder):
@@ -382,7 +382,7 @@ def resized(
     sizing: str,
 ) -> ImageSet:
     "A synthetic set at a training's size."
-    from formula_gan.trainer import WIDEST
+    from formula_gan.tasks import WIDEST
     return resize_set(images, run.of(sizing=sizing).profile, WIDEST)
 
 # %% ../nbs/09a_stages.ipynb #4821249c

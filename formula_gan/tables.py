@@ -286,7 +286,7 @@ def large_model(
     run: Run,
     row: RecognitionRow,
     sources: list[Stage],  # from `training_sources`, or for the recipe "guided" from `training_figures`
-    recipe,  # `trainer.Recipe`, or "guided"
+    recipe,  # `tasks.Recipe`, or "guided"
 ) -> Stage:
     "Table 2's recogniser of a row."
     sized, images = run.of(sizing=row.train_norm), image_sets(run)
@@ -349,7 +349,7 @@ def check_recognition(
     weights: str,
 ):
     "Raise `FormulaGanError` for what Table 2 cannot do, before any work."
-    from formula_gan.trainer import RECIPES
+    from formula_gan.tasks import RECIPES
     if run.profile.sizing != "symbol":
         raise FormulaGanError(f"sizing={run.profile.sizing!r}: Table 2 takes its sizes from train_norm and test_norms; leave the profile's at symbol")
     if recipe not in (*RECIPES, "guided"): raise FormulaGanError(f"no recipe {recipe!r}: choose one of guided, {', '.join(RECIPES)}")
@@ -376,7 +376,7 @@ def own_columns(
 def run_recognition_row(
     row: str = "V",  # "I".."VIII", or a control: "P", "D", "S", "Y"
     profile: Profile | str = "demo",
-    recipe: str = "",  # "guided", or one of `trainer.RECIPES`; empty: guided where the profile's network is wide, else modern
+    recipe: str = "",  # "guided", or one of `tasks.RECIPES`; empty: guided where the profile's network is wide, else modern
     train_norm: str = "",  # sizing of the training images; empty: the row's own
     test_norms: tuple = ("height", "symbol"),
     seed: int = 0,
@@ -387,7 +387,7 @@ def run_recognition_row(
     **overrides,  # fields of the profile
 ) -> RecognitionResult:
     "One row of Table 2 from end to end; finished stages come from the cache. Its lines go to `table2.csv`."
-    from formula_gan.trainer import RECIPES
+    from formula_gan.tasks import RECIPES
     chosen, run = choose_recognition_row(row, train_norm), make_run(profile, seed, data_dir, max_minutes, progress, **overrides)
     recipe = recipe or ("guided" if run.profile.network == "wide" else "modern")
     check_recognition(run, recipe, test_norms, generator)

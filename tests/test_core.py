@@ -90,6 +90,14 @@ def test_bfloat16_only_where_the_device_computes_in_it(monkeypatch):
     assert dtype("bf16") == torch.float32
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_no_emulated_bfloat16_on_a_gpu(monkeypatch, native):
+    import torch
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: (kind, enabled))
+    assert mixed_precision(get_profile("gpu"), "cuda:1") == ("cuda", native)
+
+
 def test_weights_of_another_kind_are_refused(tmp_path):
     import torch
     path = tmp_path / "line.safetensors"

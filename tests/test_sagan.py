@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from formula_gan.core import FormulaGanError
 from formula_gan.sagan import (BatchNormReLU, ConditionalBatchNorm, Discriminator, DownBlock, Generator, NormReLU, SelfAttention,
                                SpectralNorm, UpBlock, UpsampleConv, attend_fused, attend_plain, attend_sliced, conv, hinge_discriminator,
-                               hinge_generator, spectral, standing_statistics)
+                               hinge_generator, load_generator, save_generator, spectral, standing_statistics)
 
 
 @pytest.fixture(autouse=True)
@@ -498,3 +498,17 @@ def test_losses_are_equations_1_and_2():
 def test_errors_name_the_thing(call, word):
     with pytest.raises(FormulaGanError, match=word) as caught: call()
     assert "\n" not in str(caught.value)
+
+
+def test_generator_survives_the_disk(tmp_path):
+    torch.manual_seed(0)
+    generator = Generator(8, z_dim=15, attention=False).eval()
+    x, z, c = torch.rand(2, 1, 20, 40), torch.randn(2, 15), torch.tensor([0, 1])
+    save_generator(generator, tmp_path / "g.safetensors", row="7")
+    again = load_generator(tmp_path / "g.safetensors")
+    assert torch.equal(generator(x, z, c), again(x, z, c)) and again.facts == {"row": "7"}
+    save_generator(generator, tmp_path / "small.safetensors", torch.bfloat16)
+    assert (load_generator(tmp_path / "small.safetensors")(x, z, c) - again(x, z, c)).abs().max() < 0.05
+    (tmp_path / "g.safetensors").write_bytes((tmp_path / "g.safetensors").read_bytes()[:999])
+    with pytest.raises(FormulaGanError, match="damaged"): load_generator(tmp_path / "g.safetensors")
+    with pytest.raises(FormulaGanError, match="no generator"): load_generator(tmp_path / "none.safetensors")

@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from test_parameters import code_after_parameters, parameters
 
@@ -19,9 +18,8 @@ from formula_gan.tables import (RECOGNITION_ROWS, choose_recognition_row, compar
                                 training_sources, validation_curve)
 from formula_gan.ink import distort, rasterize, write_inkml
 from formula_gan.rendering import typeset
-from formula_gan.task_model import Recognizer, RecognizerConfig, load_recognizer
-from formula_gan.tokenizer import Vocab
-from formula_gan.trainer import RECIPES, RecognizerTask, Trainer, large_recognizer
+from formula_gan.task_model import Recognizer, load_recognizer
+from formula_gan.tasks import RECIPES
 
 TINY = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=1, warmup_iterations=1, updates=2, recognizer_batch=4, workers=1)
 FRACTION = r"\frac { a } { b } + x ^ { 2 }"
@@ -83,62 +81,6 @@ def test_distortion_moves_but_keeps(ink):
     assert all((a == b).all() for a, b in zip(bent.strokes, distort(ink, np.random.default_rng(0)).strokes))
     ratio = np.array(rasterize(bent, symbol_height=12).shape) / rasterize(ink, symbol_height=12).shape
     assert (0.5 < ratio).all() and (ratio < 2).all()
-
-
-# recipes
-
-CONFIG = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=16)
-
-
-def task(recipe=None, steps=40):
-    images = ImageSet([np.ones((8, 20)), np.ones((20, 6))], ["-", "1"], PRINTED)
-    return RecognizerTask(TINY, [images], Vocab.from_tokens([["-", "1"]]), config=CONFIG, steps=steps, recipe=recipe)
-
-
-def test_recipes_are_the_papers_and_the_fields():
-    paper, modern = task(RECIPES["paper"]), task(RECIPES["modern"])
-    [group] = paper.optimizers["recognizer"].param_groups
-    assert isinstance(paper.optimizers["recognizer"], torch.optim.SGD) and (group["lr"], group["momentum"], paper.streams[0].batch) == (1e-4, 0.9, 6)
-    assert modern.streams[0].ranges.scale == (0.7, 1.4) and modern.streams[0].batch == 8
-    assert [modern.factor(step) for step in (0, 1, 39)] == [0.5, 1.0, pytest.approx(0.0017, rel=0.1)]
-    assert "recipe" not in task().spec and task().streams[0].ranges.scale == (1, 1)  # Table 1 as it was
-
-
-def test_curriculum_shows_short_formulas_first():
-    vocab = Vocab.from_tokens([["x"]])
-    lengths = [1, 3, 9] * 4
-    images = ImageSet([np.ones((8, 4 * n)) for n in lengths], [" ".join("x" * n) for n in lengths], PRINTED)
-    recipe = dataclasses.replace(RECIPES["modern"], batch=4, curriculum=((0.2, 1), (0.5, 3), (0.7, 0)))
-    one = RecognizerTask(TINY, [images, images], vocab, config=CONFIG, steps=10, recipe=recipe)
-    longest = [max(len(t.split()) for t in one[step].tokens) for step in range(10)]
-    assert longest[:2] == [1, 1] and set(longest[2:5]) <= {1, 3} and max(longest[5:]) == 9  # no formula has 0 tokens: that phase is skipped
-    assert list(RecognizerTask(TINY, [images], vocab, config=CONFIG, steps=10).streams) == [0]
-
-
-def test_plateau_divides_by_ten():
-    one = task(RECIPES["paper"])
-    factors = []
-    for value in (3, 2, 2.5, 2.1, 1.9, 2, 2, 2, 2, 2, 2, 2): one.after_validation(value); factors.append(one.factor(0))
-    assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001])
-
-
-def test_plateau_survives_a_stop(tmp_path):
-    def train(folder, stop=5):
-        one = task(RECIPES["paper"], steps=5)
-        trainer = Trainer(one, tmp_path / folder, metric=lambda task: {"metric": 1.0, "exprate": 0.0}, metric_every=1, progress=False)
-        one.steps = stop
-        trainer.run()
-        return one
-    whole = train("whole")
-    train("part", 3)
-    resumed = train("part")
-    assert whole.state == resumed.state and whole.state["drops"] == 2
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
-
-
-def test_shapes_by_profile():
-    for name in ("gpu", "paper"): assert (large_recognizer(get_profile(name)).layers, large_recognizer(get_profile(name)).growth) == (16, 24)
-    assert all(large_recognizer(get_profile(name)).multi_scale for name in ("demo", "laptop", "gpu", "paper"))
 
 
 # rows

@@ -1,6 +1,9 @@
 import dataclasses
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from formula_gan.results import TABLE1_COLUMNS, display_name, read_table
 from formula_gan.stages import Unfinished, content_formulas, gan_streams, image_sets, make_run
 from formula_gan.tables import CONTROLS, ROWS, choose_row, run_row
 
-TINY = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3, reader_steps=3, workers=1)
+OVERRIDES = dict(synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3, reader_steps=3, workers=1)
+TINY = get_profile("demo", **OVERRIDES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,3 +199,19 @@ def test_gain_lets_the_discriminator_tell_ink_from_print(monkeypatch, capsys):
     paper, ours = share_right(1, 0.0), share_right(profile.discriminator_gain, profile.discriminator_beta1)
     with capsys.disabled(): print(f"\nimages told apart after 400 steps: {100 * paper:.0f} % as in the paper, {100 * ours:.0f} % with the profile's gain")
     assert ours > 0.7 and ours > paper + 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_generator(tmp_path):
+    "Under torchrun both ask for a generator; the leader alone exports and renames, and both read the same file."
+    script = tmp_path / "two.py"
+    script.write_text("import torch; torch.set_num_threads(1)\n"
+                      "from formula_gan.stages import generator, make_run\n"
+                      "from formula_gan.tables import ROWS\n"
+                      f"made = generator(make_run('demo', progress=False, **{OVERRIDES!r}), ROWS['1'])\n"
+                      "print('made', made.product.name, made.facts['steps'], flush=True)\n")
+    made_sets()
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d",
+                           "--rdzv-endpoint", "localhost:0", str(script)], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and done.stdout.count("made generator.safetensors 3") == 2, done.stdout + done.stderr[-3000:]

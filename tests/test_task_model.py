@@ -345,7 +345,7 @@ def test_overfits_64_real_formulas(profile):
     "Table 2's recogniser, the laptop's and the whole one; both without dropout."
     import csv, zipfile
     from formula_gan.core import data_file, get_profile
-    from formula_gan.trainer import large_recognizer
+    from formula_gan.tasks import large_recognizer
     from formula_gan.ink import rasterize, read_inkml
     captions = {r["id"]: r["latex"].split() for r in csv.DictReader(open(data_file("crohme2014_captions.tsv"), encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE) if r["split"] == "train"}
     pictures, texts = [], []
