@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import atomic_path
-from .ink import UNITS_PER_EM, Ink, ink_tokens, stitch, stroke_symbol_height
+from .ink import Ink, ink_tokens, stroke_symbol_height
 from .placing import print_tokens
 from .rendering import Layout
+from .stitching import UNITS_PER_EM, stitch
 
 # %% ../nbs/03b_drawing.ipynb #298ae68a
 @dataclass(frozen=True, eq=False)
@@ -274,7 +275,7 @@ def ruling(
 def stitched_figure(
     latex: str,  # normal form
     layout: Layout,  # of it
-    bank,  # ink.SymbolBank
+    bank,  # stitching.SymbolBank
     rng: np.random.Generator,
 ) -> Figure:
     "A formula stitched from a bank's symbols; what the bank lacks stays print. Raises `InkError` where it has nothing of the formula."

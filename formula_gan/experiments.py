@@ -111,13 +111,14 @@ def make_images(
 # %% ../nbs/09a_experiments.ipynb #9205deaa
 def stitch_prints(
     prints: ImageSet,  # formulas with their sizes
-    bank,  # ink.SymbolBank
+    bank,  # stitching.SymbolBank
     profile: Profile,
     seed: int = 0,
     progress: bool = True,
 ) -> ImageSet:  # `extra` holds each image's place among the prints as `number`; what the bank cannot write is left out
     "Printed formulas once more, in ink stitched from a bank's symbols, as large as the print."
-    from formula_gan.ink import InkError, stitch
+    from formula_gan.ink import InkError
+    from formula_gan.stitching import stitch
     from formula_gan.data import draw_ink
     from formula_gan.rendering import typeset_many
     from tqdm import tqdm
@@ -137,7 +138,7 @@ def make_stitched(
     progress: bool = True,
 ) -> ImageSet:
     "Control S: the synthetic set's formulas in ink stitched from the symbols of the training writers."
-    from formula_gan.ink import SymbolBank
+    from formula_gan.stitching import SymbolBank
     sets, _, _ = make_images(profile, data_dir, seed, progress)
     prints = sets["synthetic_print"]
     folder = stage_folder("stitched", {**image_spec(profile, seed), "stitch": 1})
@@ -498,7 +499,7 @@ class RealInk:
     "The real ink that sets are measured with."
     reference: ImageSet  # one image of each formula, of one half of the training writers
     both: tuple[ImageSet, ImageSet]  # of the formulas that both halves wrote: one image of each by the same half, one by the other
-    bank: object  # ink.SymbolBank of the other half
+    bank: object  # stitching.SymbolBank of the other half
     valid: ImageSet  # of held-out writers, formulas of which training has none
     several: ImageSet  # formulas that several training writers wrote, up to `DIVERSITY_DRAWS` of them
 
@@ -511,7 +512,8 @@ def part_writers(
     progress: bool = True,
 ) -> RealInk:
     "Part the training ink by writer."
-    from formula_gan.ink import SymbolBank, writer_key
+    from formula_gan.ink import writer_key
+    from formula_gan.stitching import SymbolBank
     sets, _, _ = make_images(profile, data_dir, seed, progress)
     inks, images, rng = load_corpus(profile, data_dir, progress=progress).ink["train"], sets["train_ink"], np.random.default_rng(derive_seed(seed, "realism"))
     writer = {ink.id: writer_key(ink) for ink in inks}
@@ -531,7 +533,7 @@ def part_writers(
 # %% ../nbs/09a_experiments.ipynb #a9200003
 def write_ways(
     prints: ImageSet,
-    bank,  # ink.SymbolBank
+    bank,  # stitching.SymbolBank
     generator,  # Generator
     profile: Profile,
     seed: int = 0,
