@@ -158,7 +158,7 @@ def load_demo(
     seed: int = 0,
 ) -> Corpus:
     "The corpus of the `demo` profile: random formulas, and ink of several made-up hands, written as InkML and read back."
-    from formula_gan.ink import demo_inks
+    from formula_gan.stitching import demo_inks
     written = demo_formulas(300, derive_seed("demo ink", seed))
     # three disjoint sets of hands: each call makes its own writers
     parts = {"train": written[:200], "valid": written[200:240], "test": written[240:]}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FINE', 'Figure', 'make_figure', 'ink_figure', 'thinned', 'path_polygons', 'layout_outlines', 'print_figure', 'Hand',
            'draw_hand', 'bend', 'draw_figure', 'token_boxes', 'photo_faults', 'patches', 'ruling', 'stitched_figure',
-           'Picture', 'print_boxes', 'PictureSet', 'FigureSet']
+           'Picture', 'print_boxes', 'ink_boxes', 'box_list', 'PictureSet', 'FigureSet']
 
 # %% ../nbs/03b_drawing.ipynb #4cb4d91e
 import functools, re
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import atomic_path
-from .ink import UNITS_PER_EM, Ink, ink_tokens, stitch, stroke_symbol_height
+from .ink import Ink, ink_tokens, stroke_symbol_height
 from .placing import print_tokens
 from .rendering import Layout
+from .stitching import UNITS_PER_EM, stitch
 
 # %% ../nbs/03b_drawing.ipynb #298ae68a
 @dataclass(frozen=True, eq=False)
@@ -278,7 +279,7 @@ def ruling(
 def stitched_figure(
     latex: str,  # normal form
     layout: Layout,  # of it
-    bank,  # ink.SymbolBank
+    bank,  # stitching.SymbolBank
     rng: np.random.Generator,
 ) -> Figure:
     "A formula stitched from a bank's symbols; what the bank lacks stays print. Raises `InkError` where it has nothing of the formula."
@@ -341,15 +342,44 @@ def print_boxes(
     return boxes
 
 
+def ink_boxes(
+    ink: Ink,
+    token: np.ndarray,  # of each symbol
+    shape,  # (h, w) px of its image, as `ink.rasterize` drew it
+    pen: float,  # px
+    padding: int,  # px
+) -> np.ndarray:  # float32 (tokens, 4) px
+    "The boxes of a drawn ink's tokens: its strokes fill the image but for pen and padding."
+    points = np.concatenate(ink.strokes).astype(float)
+    low, extent = points.min(0), np.ptp(points, axis=0)
+    room, side = np.array(shape[::-1]) - pen - 2 * padding, extent.argmax()
+    scale = room[side] / max(extent[side], 1e-9)
+    boxes = np.full((ink.latex.count(" ") + 1, 4), np.nan, "float32")
+    for n in np.unique(token[token >= 0]):
+        own = np.concatenate([ink.strokes[i] for symbol, t in zip(ink.symbols, token) if t == n for i in symbol.strokes])
+        place = (own - low - extent / 2) * scale + np.array(shape[::-1]) / 2
+        boxes[n] = *(place.min(0) - pen / 2), *(place.max(0) + pen / 2)
+    return boxes
+
+
+def box_list(
+    boxes: np.ndarray,  # float32 (tokens, 4)
+) -> list:  # JSON values: four numbers to a tenth of a px, or None where a token has no place
+    "Boxes for an image set's `extra`."
+    return [None if np.isnan(box[0]) else [round(float(v), 1) for v in box] for box in boxes]
+
+
 class PictureSet:
     "Pictures from an image set: `set[i]` is a `Picture`; `tokens` and `sizes` as of a `FigureSet`."
     def __init__(
         self,
-        images,  # `data.ImageSet`
-        boxes,  # one array (tokens, 4) for each image
-        units,  # px, one median symbol height for each
+        images,  # `data.ImageSet`; its `extra` has `size` and `boxes`
+        symbol_height: float,  # px, that `size` is relative to
     ):
-        self.images, self.boxes, self.units = images, list(boxes), np.asarray(units, "float32")
+        nowhere = [np.nan] * 4
+        self.images, self.symbol_height = images, symbol_height
+        self.boxes = [np.array([box or nowhere for box in extra["boxes"]], "float32") for extra in images.extra]
+        self.units = np.array([extra["size"] * symbol_height for extra in images.extra], "float32")
         self.tokens, self.sizes = images.tokens, images.shapes[:, ::-1].astype("float32") / self.units[:, None]
 
     def __len__(self): return len(self.tokens)
@@ -357,8 +387,7 @@ class PictureSet:
     def __getitem__(self, n) -> Picture: return Picture(self.tokens[n], np.asarray(self.images[n]), self.boxes[n], float(self.units[n]))
 
     def subset(self, numbers) -> "PictureSet":
-        numbers = list(numbers)
-        return PictureSet(self.images.subset(numbers), [self.boxes[n] for n in numbers], self.units[numbers])
+        return PictureSet(self.images.subset(numbers), self.symbol_height)
 
 # %% ../nbs/03b_drawing.ipynb #8524985c
 class FigureSet:

@@ -51,7 +51,8 @@ def part_writers(
     count: int = REALISM_IMAGES,  # images of each side, at most
 ) -> RealInk:
     "Part the training ink by writer."
-    from formula_gan.ink import SymbolBank, writer_key
+    from formula_gan.ink import writer_key
+    from formula_gan.stitching import SymbolBank
     sets = image_sets(run).product
     inks = load_corpus(run.profile, run.data_dir, progress=run.progress).ink["train"]
     images = sets["train_ink"]

@@ -7,7 +7,7 @@ __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 
            'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'corpus', 'Images', 'image_sets',
            'stitch_prints', 'stitched_set', 'gan_streams', 'generator', 'written_set', 'print_set', 'image_losses',
            'read_images', 'recognizer', 'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures',
-           'typeset_figures', 'written_pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab',
+           'typeset_figures', 'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab',
            'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
@@ -184,24 +184,31 @@ def stitch_prints(
     bank,  # ink.SymbolBank
     run: Run,
 ) -> ImageSet:  # `extra` holds each image's place among the prints as `number`; what the bank cannot write is left out
-    "Printed formulas once more, in ink stitched from a bank's symbols, as large as the print."
-    from formula_gan.ink import InkError, stitch
+    "Printed formulas once more, in ink stitched from a bank's symbols, as large as the print, with the boxes of its tokens."
+    from formula_gan.drawing import box_list, ink_boxes
+    from formula_gan.ink import InkError
+    from formula_gan.placing import print_tokens
     from formula_gan.rendering import Layout, typeset_many
+    from formula_gan.stitching import stitch
     from tqdm import tqdm
     layouts = typeset_many(prints.tokens, ["mathnormal"] * len(prints), [0.0] * len(prints), workers=run.profile.workers, progress=run.progress)
-    images, kept = [], []
+    images, kept, extra = [], [], []
     for n, layout in enumerate(tqdm(layouts, desc="stitching", disable=not run.progress, mininterval=1)):
         if not isinstance(layout, Layout): continue
         try: ink = stitch(layout, bank, np.random.default_rng(derive_seed("stitch", run.seed, n)), latex=prints.tokens[n])
         except InkError: continue
-        images.append(np.uint8(np.round(255 * draw_ink(ink, run.profile, prints.extra[n]["size"]))))
+        size = prints.extra[n]["size"]
+        images.append(np.uint8(np.round(255 * draw_ink(ink, run.profile, size))))
+        token = print_tokens(ink.latex, layout)[[symbol.place for symbol in ink.symbols]]
+        boxes = ink_boxes(ink, token, images[-1].shape, max(1.5, 0.1 * size * run.profile.symbol_height), 1)
+        extra.append({"number": n, "size": size, "boxes": box_list(boxes)})
         kept.append(n)
-    return ImageSet(images, [prints.tokens[n] for n in kept], HANDWRITTEN, [{"number": n} for n in kept])
+    return ImageSet(images, [prints.tokens[n] for n in kept], HANDWRITTEN, extra)
 
 
 def stitched_set(run: Run) -> Stage:  # of an ImageSet
     "Control S: the synthetic set's formulas in ink stitched from the symbols of the training writers."
-    from formula_gan.ink import SymbolBank
+    from formula_gan.stitching import SymbolBank
     images = image_sets(run)
     def build(folder):
         prints = images.product["synthetic_print"]
@@ -419,7 +426,7 @@ def typeset_figures(
 ) -> Stage:  # of a FigureSet
     "Formulas in print, or stitched from the training writers' symbols, with print for what nobody wrote."
     from formula_gan.drawing import print_figure, stitched_figure
-    from formula_gan.ink import InkError, SymbolBank
+    from formula_gan.ink import InkError
     from formula_gan.rendering import Layout, typeset_many
     def figures():
         wanted = formulas()
@@ -432,28 +439,13 @@ def typeset_figures(
     return figure_set(run, name, figures, [corpus(run), *inputs], seed=run.seed, **identity)
 
 # %% ../nbs/09a_stages.ipynb #f4553bf8
-def written_pictures(
+def pictures(
     run: Run,
-    source: Stage,  # of an ImageSet: a generator's set, or the print itself
+    source: Stage,  # of an ImageSet whose images have boxes: print, stitched ink, or what a generator wrote
 ) -> Stage:  # of a PictureSet
-    "A synthetic set with the boxes of its tokens, which are those of its print."
-    from formula_gan.data import print_bold
-    from formula_gan.drawing import PictureSet, print_boxes
-    from formula_gan.rendering import Layout, typeset_many
-    images = image_sets(run)
-    def build(folder):
-        prints = images.product["synthetic_print"]
-        extra, profile = prints.extra, run.profile
-        layouts = typeset_many(prints.tokens, [e["font"] for e in extra], [e["spacing"] for e in extra], workers=profile.workers, progress=run.progress)
-        units = [e["size"] * profile.symbol_height for e in extra]
-        boxes = [print_boxes(latex, layout, unit / layout.symbol_height, 1, print_bold(profile)) if isinstance(layout, Layout) else np.full((latex.count(" ") + 1, 4), np.nan, "float32")
-                 for latex, layout, unit in zip(prints.tokens, layouts, units)]
-        np.savez(folder / "boxes.npz", boxes=np.concatenate(boxes), counts=[len(box) for box in boxes], units=units)
-        return {"pictures": len(boxes)}
-    def load(folder):
-        with np.load(folder / "boxes.npz") as file: boxes, counts, units = file["boxes"], file["counts"], file["units"]
-        return PictureSet(source.product, np.split(boxes, np.cumsum(counts)[:-1]), units)
-    return stage(run, "pictures", 1, build, load, [images, source], figures="pictures")
+    "A synthetic set for guided training."
+    from formula_gan.drawing import PictureSet
+    return stage(run, "pictures", 1, lambda folder: {}, lambda folder: PictureSet(source.product, run.profile.symbol_height), [source], figures="pictures")
 
 
 LONGEST_INK = 80  # tokens of a formula that a guided recogniser is shown in ink

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'CONTROLS', 'GAN_ONLY', 'RECOGNITION_ROWS', 'BEAM_SIZE', 'OWN_KEY', 'CURVE_COLUMNS', 'PAIR_COLUMNS', 'Row',
-           'choose_row', 'source_set', 'minutes_of', 'batch_sheet', 'sheet_of', 'RowResult', 'small_model',
+           'choose_row', 'source_set', 'minutes_of', 'batch_sheet', 'sheet_of', 'RowResult', 'guides', 'small_model',
            'set_figures', 'checkpoint_figures', 'language_figures', 'finish_row', 'run_row', 'RecognitionRow',
            'choose_recognition_row', 'training_sources', 'training_figures', 'large_model', 'RecognitionResult',
            'test_readings', 'score_columns', 'validation_curve', 'check_recognition', 'own_columns',
@@ -25,7 +25,7 @@ from .evaluation import NGramModel, compare, evaluate, exprate_interval, image_f
 from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TABLE1_CONTROLS, TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
                                  results_table, write_row)
 from .stages import (Run, Stage, content_formulas, generator, guided_recognizer, image_losses, image_sets, ink_figures, ink_set, corpus,
-                                make_run, print_set, read_images, reader, reading_run, recognizer, resized, stitched_set, typeset_figures, written_pictures, written_set)
+                                make_run, pictures, print_set, read_images, reader, reading_run, recognizer, resized, stitched_set, typeset_figures, written_set)
 from .task_model import load_recognizer
 from .tokenizer import Vocab
 
@@ -119,13 +119,22 @@ class RowResult:
     gan_folder: Path | None = None  # the GAN's: losses.csv
 
 
+def guides(profile: Profile) -> bool:
+    "Whether a profile's recognisers are told where symbols stand."
+    return profile.network in ("wide", "thin")
+
+
 def small_model(
     run: Run,
     name: str,
     source: Stage,  # of an ImageSet
 ) -> Stage:
-    "Table 1's recogniser on a set alone."
+    "Table 1's recogniser on a set alone; where the profile's network is guided, with the boxes of the set's tokens."
     images = image_sets(run)
+    if guides(run.profile):
+        sized = reading_run(run)
+        return guided_recognizer(sized, name, [pictures(run, source)], lambda: ink_set(sized, "symbol").product["valid"], lambda: corpus(run).product.vocab, "corpus",
+                                 run.profile.recognizer_steps)
     return recognizer(run, name, [source], lambda products: products, lambda: images.product["valid_ink"], lambda: images.product.vocab, run.profile.recognizer_steps)
 
 # %% ../nbs/09b_tables.ipynb #5e4db245
@@ -149,13 +158,14 @@ def checkpoint_figures(
     weights: Path,  # of the row's recogniser
 ) -> tuple[dict, list[str]]:  # columns of table1.csv; the readings of the test ink
     "A checkpoint's scores on the test ink."
-    sets, model = image_sets(run).product, load_recognizer(weights, run.device)
-    test, valid = sets["test_ink"], sets["valid_ink"]
-    corpus, image_mean = perplexity(image_losses(model, test, run.profile, run.device))
-    readings = read_images(model, test, run.profile, 1, run.device)
-    scores = evaluate(readings, test.tokens)
-    return {"perplexity": round(corpus, 3), "perplexity_image_mean": round(image_mean, 3),
-            "val_perplexity": round(perplexity(image_losses(model, valid, run.profile, run.device))[0], 3),
+    model = load_recognizer(weights, run.device)
+    profile = reading_run(run).profile if guides(run.profile) else run.profile
+    ink = ink_set(reading_run(run), "symbol").product if guides(run.profile) else {name: image_sets(run).product[f"{name}_ink"] for name in ("test", "valid")}
+    over_tokens, image_mean = perplexity(image_losses(model, ink["test"], profile, run.device))
+    readings = read_images(model, ink["test"], profile, 1, run.device)
+    scores = evaluate(readings, ink["test"].tokens)
+    return {"perplexity": round(over_tokens, 3), "perplexity_image_mean": round(image_mean, 3),
+            "val_perplexity": round(perplexity(image_losses(model, ink["valid"], profile, run.device))[0], 3),
             "wer": round(scores.wer, 2), "exprate": round(scores.exprate, 2)}, readings
 
 # %% ../nbs/09b_tables.ipynb #0679d761
@@ -276,7 +286,7 @@ def training_figures(
     ink, images = [ink_figures(run)] * row.ink, image_sets(run)
     if not row.second: return ink
     if row.second == "distorted": return ink * 2
-    if row.second not in ("P", "S"): return [*ink, written_pictures(run, source_set(run, ROWS[row.second], weights))]
+    if row.second not in ("P", "S"): return [*ink, pictures(run, source_set(run, ROWS[row.second], weights))]
     def formulas(): return images.product["synthetic_print"].tokens
     def fonts(_): return [extra["font"] for extra in images.product["synthetic_print"].extra]
     return [*ink, typeset_figures(run, "print", formulas, fonts, [images]) if row.second == "P" else typeset_figures(run, "stitched", formulas, inputs=[images])]
@@ -389,7 +399,7 @@ def run_recognition_row(
     "One row of Table 2 from end to end; finished stages come from the cache. Its lines go to `table2.csv`."
     from formula_gan.tasks import RECIPES
     chosen, run = choose_recognition_row(row, train_norm), make_run(profile, seed, data_dir, max_minutes, progress, **overrides)
-    recipe = recipe or ("guided" if run.profile.network == "wide" else "modern")
+    recipe = recipe or ("guided" if guides(run.profile) else "modern")
     check_recognition(run, recipe, test_norms, generator)
     guided = recipe == "guided"
     sources = (training_figures if guided else training_sources)(run, chosen, generator)

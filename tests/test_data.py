@@ -7,7 +7,8 @@ import torch
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, ImageSet, Stream, augment, clean_formulas, collate, demo_formulas, ink_images,
                               load_corpus, margin, ordered_batches, print_images, read_captions, read_im2latex, split_by_writer)
-from formula_gan.ink import InkError, SymbolBank, writer_key
+from formula_gan.ink import InkError, writer_key
+from formula_gan.stitching import SymbolBank
 from formula_gan.tokenizer import Vocab, normalize
 
 demo = get_profile("demo", workers=1, synthetic_images=30, printed_formulas=30)

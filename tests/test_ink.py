@@ -1,4 +1,4 @@
-"""Ink: reading and writing InkML, sizes, drawing, symbol banks, stitching, demo handwriting."""
+"""Ink: reading and writing InkML, sizes, drawing, tokens of symbols."""
 import os
 import zipfile
 from pathlib import Path
@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formula_gan.ink import (CROHME_FOLDERS, Ink, InkError, Symbol, SymbolBank, UNITS_PER_EM, WORDS, _pieces, demo_bank, demo_inks,
-                             parse_trace, rasterize, rasterize_many, read_crohme, read_inkml, stitch, stroke_symbol_height,
-                             symbol_label, write_inkml, writer_key)
-from formula_gan.rendering import draw, typeset
+from formula_gan.ink import (CROHME_FOLDERS, Ink, InkError, Symbol, evenly_along, ink_tokens, parse_trace, rasterize, rasterize_many,
+                             read_crohme, read_inkml, stroke_symbol_height, symbol_label, write_inkml, writer_key)
 
 HEAD = '<ink xmlns="http://www.w3.org/2003/InkML">'
 GOOD = (HEAD + '<annotation type="truth">$a&lt;b$</annotation><annotation type="writer">w</annotation>'
@@ -17,10 +15,6 @@ GOOD = (HEAD + '<annotation type="truth">$a&lt;b$</annotation><annotation type="
         '<traceGroup xml:id="9"><annotation type="truth">Segmentation</annotation>'
         '<traceGroup><annotation type="truth">a</annotation><traceView traceDataRef="0"/><traceView traceDataRef="2"/></traceGroup>'
         '<traceGroup><annotation type="truth">\\lt</annotation><traceView traceDataRef="#1"/></traceGroup></traceGroup></ink>')
-# one formula for each of CROHME's 110 symbols but the six that draw nothing of their own
-DRAWN = (r"! ( ) + , - . / 0 1 2 3 4 5 6 7 8 9 < = > A B C E F G H I L M N P R S T V X Y [ \Delta \alpha \beta \cdot \cdots \cos "
-         r"\div \exists \forall \gamma \geq \in \infty \int \lambda \ldots \leq \lim \log \mu \neq \phi \pi \pm \prime \rightarrow "
-         r"\sigma \sin \sum \tan \theta \times \{ \} ] a b c d e f g h i j k l m n o p q r s t u v w x y z |").split() + [r"\sqrt { x }", r"\frac { 1 } { x }"]
 
 
 def line(*points): return np.array(points, np.float32)
@@ -57,12 +51,57 @@ def test_latin1_bytes_under_a_utf8_header_are_read():
     assert read_inkml(data).latex == "$\u00b7a<b$"
 
 
+def channels(*names, where="{}"): return where.format("<traceFormat>" + "".join(f'<channel name="{name}"/>' for name in names) + "</traceFormat>")
+
+
+@pytest.mark.parametrize("declared, positions", [
+    ("", [[1, 2], [5, 6]]), (channels("X", "Y", "T", "F"), [[1, 2], [5, 6]]), (channels("T", "X", "Y", "F"), [[2, 3], [6, 7]]),
+    (channels("Y", "F", "T", "X"), [[4, 1], [8, 5]]), (channels("T", "F"), [[1, 2], [5, 6]]),
+    (channels("T", "F") + channels("F", "T", "X", "Y"), [[3, 4], [7, 8]]),
+    (channels("T", "X", "Y", where="<definitions><context><inkSource>{}</inkSource></context></definitions>"), [[2, 3], [6, 7]])])
+def test_the_trace_format_says_which_numbers_are_x_and_y(declared, positions):
+    ink = read_inkml((HEAD + declared + '<trace id="0">1 2 3 4, 5 6 7 8</trace></ink>').encode())
+    assert [stroke.tolist() for stroke in ink.strokes] == [positions]
+
+
+def test_points_without_a_declared_channel_are_refused():
+    with pytest.raises(InkError, match="trace 0.*at least 3"): read_inkml((HEAD + channels("T", "X", "Y") + '<trace id="0">1 2, 5 6</trace></ink>').encode())
+
+
+@pytest.mark.parametrize("kinds, latex", [
+    (["label"], "label"), (["label", "normalizedLabel"], "normalizedLabel"), (["normalizedLabel", "label"], "normalizedLabel"),
+    (["label", "normalizedLabel", "truth"], "truth"), (["splitTagOriginal"], "")])
+def test_labels_of_mathwriting_are_read(kinds, latex):
+    notes = "".join(f'<annotation type="{kind}"> {kind} </annotation>' for kind in kinds)
+    assert read_inkml((HEAD + notes + '<trace id="0">1 2</trace></ink>').encode()).latex == latex
+    empty = '<annotation type="truth"> </annotation>'
+    assert read_inkml((HEAD + empty + notes.replace("truth", "other") + '<trace id="0">1 2</trace></ink>').encode()).latex == latex.replace("truth", "normalizedLabel")
+
+
+def test_a_symbol_without_one_of_its_strokes_is_dropped_and_counted():
+    whole, lacking = read_inkml(GOOD.encode()), read_inkml(GOOD.replace('Ref="0"', 'Ref="7"').encode())
+    assert (whole.dropped, lacking.dropped) == (0, 1)
+    assert lacking.symbols == (Symbol("\\lt", (1,)),) and len(lacking.strokes) == 3 and lacking.latex == whole.latex
+    none = read_inkml(GOOD.replace("Ref=", "Ref_=").encode())  # a group that points to nothing at all
+    assert none.symbols == () and none.dropped == 2
+
+
+def test_symbols_are_read_in_the_order_of_their_mathml():
+    tree = '<annotationXML><math><mfrac xml:id="bar"><mi xml:id="a"/><mi id="b"/></mfrac></math></annotationXML>'
+    groups = [(0, "a", "a"), (1, "b", "b"), (2, "-", "#bar"), (3, "?", "nowhere")]
+    links = [f'<traceGroup><annotation type="truth">{label}</annotation><traceView traceDataRef="{n}"/><annotationXML href="{leaf}"/></traceGroup>'
+             for n, label, leaf in groups]
+    ink = read_inkml((HEAD + "".join(f'<trace id="{n}">{n} 0</trace>' for n in range(4)) + "".join(links) + tree + "</ink>").encode())
+    assert ink.symbols == (Symbol("-", (2,)), Symbol("a", (0,)), Symbol("b", (1,)), Symbol("?", (3,)))
+    assert ink_tokens(ink.with_latex(r"\frac { a } { b }")).tolist() == [0, 2, 5, -1]
+
+
 @pytest.mark.parametrize("change, cause", [
     (lambda t: "", "empty"), (lambda t: "  \n", "empty"), (lambda t: t[:300], "broken XML"), (lambda t: "no xml", "broken XML"),
     (lambda t: "<html/>", "not <ink>"), (lambda t: HEAD + "</ink>", "no strokes"), (lambda t: t.replace("3 10", "nan 10"), "NaN or infinite"),
     (lambda t: t.replace("3 10", "1e999 10"), "NaN or infinite"), (lambda t: t.replace("3 10", "3e9 10"), "beyond 1e+07"),
-    (lambda t: t.replace("3 10", "3"), "2 or 3 numbers"), (lambda t: t.replace("3 10", "3 ten"), "could not convert"),
-    (lambda t: t.replace('Ref="0"', 'Ref="7"'), "trace '7'"), (lambda t: t.replace('id="2"', 'id="1"'), "id 1"),
+    (lambda t: t.replace("3 10", "3"), "same count of numbers, at least 2"), (lambda t: t.replace("3 10", "3 ten"), "could not convert"),
+    (lambda t: t.replace('id="2"', 'id="1"'), "id 1"),
     (lambda t: '<!DOCTYPE ink [<!ENTITY a "aa"><!ENTITY b "&a;&a;&a;">]>' + t.replace("$a", "&b;"), "document type"),
     (lambda t: '<!DOCTYPE ink [<!ENTITY a SYSTEM "file:///etc/passwd">]>' + t.replace("$a", "&a;"), "document type"),
 ])
@@ -86,7 +125,10 @@ def test_parse_trace():
     assert parse_trace("1 2 3,4 5 6\n, 7 8 9,").tolist() == [[1, 2], [4, 5], [7, 8]]
     assert parse_trace(" -1.5 2e1 ").tolist() == [[-1.5, 20]]
     assert parse_trace("\n").shape == (0, 2)
-    with pytest.raises(ValueError): parse_trace("1, 2")
+    assert parse_trace("7 1 2, 8 3 4", (1, 2)).tolist() == [[1, 2], [3, 4]] and parse_trace("2 1", (1, 0)).tolist() == [[1, 2]]
+    for bad in ("1, 2", "1 2, 3 4 5, 6"):  # the second has as many numbers as three points of two
+        with pytest.raises(ValueError, match="same count"): parse_trace(bad)
+    with pytest.raises(ValueError, match="at least 3"): parse_trace("1 2, 3 4", (1, 2))
 
 
 def test_write_and_read_again():
@@ -220,121 +262,29 @@ def test_absurd_sizes_are_refused_before_memory_is_taken():
 
 
 def test_many_in_processes_as_in_one():
-    inks = [read_inkml(GOOD.encode()), Ink("none", ()), *demo_inks(["a + b"], writers=1)] * 25
+    inks = [read_inkml(GOOD.encode()), Ink("none", ()), Ink("cross", (line((0, 0), (9, 9)), line((9, 0), (0, 9))))] * 25
     one, two = (rasterize_many(inks, workers=n, progress=False, symbol_height=12) for n in (1, 2))
     assert len(one) == len(two) == 75
     for a, b in zip(one, two): assert isinstance(a, InkError) and isinstance(b, InkError) or (a == b).all()
     assert (one[0] == rasterize(inks[0], symbol_height=12)).all() and one[0].dtype == np.float32
 
 
-# -- banks and stitching
+# -- symbols and tokens
 
 def test_labels():
     assert [symbol_label(s) for s in (r"\lt", r"\cdot", r"$\cdots$", "COMMA", r"\frac", "x", r" \prime ")] == ["<", ".", r"\ldots", ",", "-", "x", r"\prime"]
 
 
-def test_bank_from_inks_keeps_writers_apart_and_drops_the_mislabelled():
-    def plus(w, h, writer): return Ink("i", (line((0, h / 2), (w, h / 2)), line((w / 2, 0), (w / 2, h))), writer=writer, symbols=(Symbol("+", (0, 1)),), source="s")
-    bank = SymbolBank.from_inks([plus(10, 10, "a"), plus(12, 10, "a"), plus(9, 10, "b"), plus(200, 5, "c")])
-    assert bank.labels == ("+",) and bank.writers == ("s/a", "s/b") and len(bank) == 3
-    rng = np.random.default_rng(0)
-    assert all(np.ptp(bank.pick("+", rng, "s/b")[0][:, 0]) == 9 for _ in range(5))
-    assert bank.pick("+", rng, "s/nobody") is not None
+def test_letters_of_a_function_are_its_token():
+    def tokens(latex, *labels): return ink_tokens(Ink("", (), latex, symbols=tuple(Symbol(label, ()) for label in labels))).tolist()
+    assert tokens(r"\sin x < 2", "s", "i", "n", "x", r"\lt", "2") == [0, 0, 0, 1, 2, 3]
+    assert tokens(r"\sin x < 2", r"\sin", "x", r"\gt", "2") == [0, 1, -1, 3]  # mislabelled
+    assert tokens(r"x ^ { 2 }", "2", "x") == [-1, 0]  # out of order: one of the two is not found
 
 
-@pytest.fixture(scope="module")
-def bank(): return demo_bank(seed=3, writers=3)
-
-
-@pytest.mark.parametrize("token", DRAWN)
-def test_demo_bank_writes_all_of_crohme(bank, token):
-    layout = typeset(token)
-    assert not bank.missing(layout)
-    ink = stitch(layout, bank, np.random.default_rng(0), latex=token)
-    assert ink.latex == token and rasterize(ink, height=32).max() > 0.5
-
-
-def test_every_symbol_of_crohme_is_in_the_list():
-    from formula_gan.tokenizer import CROHME_SYMBOLS
-    assert set(CROHME_SYMBOLS) - set(" ".join(DRAWN).split()) <= {"{", "}", "^", "_", r"\limits", "'"} and len(CROHME_SYMBOLS) == 110
-
-
-@pytest.mark.parametrize("latex", [r"\frac { \frac { a } { b } } { c } + x", r"\sqrt { \frac { 1 } { 2 } x + \sqrt { y } } - 3", r"\sum _ { i = 1 } ^ { n } ( \frac { i } { 2 } ) ^ { 2 }"])
-def test_without_jitter_symbols_lie_in_their_boxes(bank, latex):
-    layout = typeset(latex)
-    ink = stitch(layout, bank, np.random.default_rng(1), jitter=0, latex=latex)
-    pieces = _pieces(layout)
-    assert [symbol.label for symbol in ink.symbols] == [piece.label for piece in pieces]
-    assert sorted(i for symbol in ink.symbols for i in symbol.strokes) == list(range(len(ink.strokes)))
-    for piece, symbol in zip(pieces, ink.symbols):
-        points = np.concatenate([ink.strokes[i] for i in symbol.strokes]) / UNITS_PER_EM
-        slack = 0.2 * max(piece.width, piece.height) + 0.1
-        assert (points.min(0) >= np.array([piece.x, piece.y]) - slack).all() and (points.max(0) <= np.array([piece.right, piece.bottom]) + slack).all()
-
-
-def test_radicals_take_their_bar_and_span_their_content():
-    pieces = _pieces(typeset(r"\sqrt { a + \sqrt { b } } \frac { 1 } { 2 }"))
-    roots, bars = ([piece for piece in pieces if piece.label == label] for label in (r"\sqrt", "-"))
-    inner, outer = sorted(roots, key=lambda piece: piece.width)
-    assert len(bars) == 1 and outer.x < inner.x and outer.right >= inner.right
-    a, b = next(p for p in pieces if p.label == "a"), next(p for p in pieces if p.label == "b")
-    assert outer.x + outer.knee <= a.x + 0.01 and inner.right >= b.right
-    assert len([p for p in _pieces(typeset("f''")) if p.label == r"\prime"]) == 2
-
-
-def test_stitched_words_come_whole_where_the_bank_has_them(bank):
-    sin = (line((0, 0), (30, 10), (60, 0)),)
-    rich = SymbolBank({**bank.symbols, r"\sin": {writer: [sin] for writer in bank.writers}})
-    labels = [[s.label for s in stitch(typeset(r"\sin x"), rich, np.random.default_rng(i)).symbols] for i in range(20)]
-    assert [r"\sin", "x"] in labels and ["s", "i", "n", "x"] in labels
-    assert r"\sin" in WORDS and all([s.label for s in stitch(typeset(r"\sin x"), bank, np.random.default_rng(i)).symbols] == ["s", "i", "n", "x"] for i in range(3))
-
-
-def test_stitching_is_reproducible_and_varied(bank):
-    layout = typeset("a + b = c")
-    write = lambda seed, **k: stitch(layout, bank, np.random.default_rng(seed), **k)
-    assert all((a == b).all() for a, b in zip(write(0).strokes, write(0).strokes))
-    assert any(a.shape != b.shape or (a != b).any() for a, b in zip(write(0).strokes, write(1).strokes))
-    assert write(0, writer=bank.writers[2]).writer == bank.writers[2]
-
-
-def test_what_the_bank_lacks_is_named(bank):
-    poor = SymbolBank({label: hands for label, hands in bank.symbols.items() if label != r"\sqrt"})
-    layout = typeset(r"\sqrt { \frac { x } { 2 } }")
-    assert poor.missing(layout) == {r"\sqrt"}
-    with pytest.raises(InkError, match=r"\\sqrt"): stitch(layout, poor, np.random.default_rng(0))
-
-
-def test_print_and_stitched_ink_have_one_symbol_size(bank):
-    ratios = []
-    for i, latex in enumerate([r"a + b = c", r"\frac { x ^ { 2 } + 1 } { y _ { k } }", r"\sqrt { 2 n } - 7", r"\lim _ { n \rightarrow \infty } f ( n ) = 0",
-                               r"\sum _ { k = 0 } ^ { 9 } k !", r"A B \times 3 \leq 4 \pi", r"x \cdots + z", r"\int _ { 0 } ^ { 1 } \sin \theta d \theta"] * 3):
-        layout = typeset(latex)
-        ink = stitch(layout, bank, np.random.default_rng(i))
-        ratios.append(stroke_symbol_height(ink) / UNITS_PER_EM / (0.9 * layout.symbol_height))
-        a, b = draw(layout, 24 / layout.symbol_height), rasterize(ink, symbol_height=24)
-        assert 0.5 < b.shape[0] / a.shape[0] < 2
-    assert 0.93 < np.median(ratios) < 1.07 and np.quantile(np.abs(np.log(ratios)), 0.75) < 0.15
-
-
-# -- demo handwriting
-
-def test_demo_bank_is_reproducible_and_hands_differ():
-    a, b, c = demo_bank(seed=1, writers=2), demo_bank(seed=1, writers=2), demo_bank(seed=2, writers=2)
-    x = lambda bank, hand, n=0: np.concatenate(bank.symbols["x"][bank.writers[hand]][n])
-    assert (x(a, 0) == x(b, 0)).all()
-    for other in (x(a, 1), x(c, 0), x(a, 0, 1)): assert other.shape != x(a, 0).shape or (other != x(a, 0)).any()
-    assert not set(a.writers) & set(c.writers)
-
-
-def test_demo_inks_are_whole_documents():
-    formulas = [r"x ^ { 2 } + \frac { 1 } { y }", r"\sqrt { a < b }", r"| z |"] * 3
-    inks = demo_inks(formulas, seed=5, writers=3)
-    assert [i.latex for i in inks] == formulas and len({i.id for i in inks}) == 9 and len({i.writer for i in inks}) > 1
-    assert all(i.source == "demo" and i.symbols and writer_key(i).startswith("demo/hand5-") for i in inks)
-    again = demo_inks(formulas, seed=5, writers=3)
-    assert all((a == b).all() for i, j in zip(inks, again) for a, b in zip(i.strokes, j.strokes))
-    assert len(SymbolBank.from_inks(inks).writers) == len({i.writer for i in inks})  # demo ink feeds a bank like real ink
+def test_positions_along_a_stroke():
+    assert evenly_along(line((0, 0), (1, 0), (4, 0), (4, 4)), 5).tolist() == [[0, 0], [2, 0], [4, 0], [4, 2], [4, 4]]
+    assert evenly_along(line((3, 4)), 3).tolist() == [[3, 4]] * 3
 
 
 # -- the real files
@@ -378,12 +328,3 @@ def test_estimated_symbol_height_agrees_with_the_marked_symbols(crohme):
     assert abs(np.median(ratios) - 1) < 0.03
     low, high = np.quantile(ratios, [0.1, 0.9])
     assert low > 0.83 and high < 1.18
-
-
-@pytest.mark.real_data
-def test_the_training_bank_covers_crohme(crohme):
-    bank = SymbolBank.from_inks(crohme["train"][0])
-    assert len(bank) > 80_000 and set(WORDS) <= set(bank.labels)
-    for token in DRAWN: assert not bank.missing(typeset(token)), token
-    ink = stitch(typeset(r"\frac { \sin x } { \sqrt { 2 } }"), bank, np.random.default_rng(0))
-    assert ink.writer in bank.writers and rasterize(ink, height=64).max() > 0.9

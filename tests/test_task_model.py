@@ -333,7 +333,8 @@ def overfit(pictures, texts, config, steps=300):
 @pytest.mark.slow
 def test_overfits_32_demo_formulas():
     from formula_gan.data import demo_formulas
-    from formula_gan.ink import demo_inks, rasterize
+    from formula_gan.ink import rasterize
+    from formula_gan.stitching import demo_inks
     formulas = sorted(demo_formulas(300, 0), key=len)[100:132]
     overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas], RecognizerConfig(stride=8, dropout=0.0))
 
