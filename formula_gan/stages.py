@@ -477,9 +477,11 @@ def guided_recognizer(
 ) -> Stage:  # of its folder, with best.safetensors, last.safetensors and metric.csv
     "A guided recogniser; the checkpoint of lowest word error rate on validation ink is kept, loss and ExpRate beside it."
     from formula_gan.data import Drawing
-    from formula_gan.guided import GuidedRecipe, GuidedTask, guided_config
-    if drawing is None: drawing = Drawing(run.profile.height if run.profile.sizing == "height" else run.profile.symbol_height, run.profile.sizing.partition("-")[0])
-    recipe, config = GuidedRecipe(), guided_config(run.profile)
+    from formula_gan.guided import GuidedTask, guided_config, guided_recipe
+    profile, recipe, config = run.profile, guided_recipe(run.profile), guided_config(run.profile)
+    height = profile.height if profile.sizing == "height" else profile.symbol_height
+    drawing = drawing or Drawing(height, profile.sizing.partition("-")[0])
+    if profile.network == "thin": drawing = dataclasses.replace(drawing, area=30_000)  # many small steps
     def build(folder):
         images, symbols = valid(), vocab()
         longest = [LONGEST_INK if s.fields["figures"] == "ink" else LONGEST_PRINT for s in sources]
@@ -488,7 +490,7 @@ def guided_recognizer(
             scores = evaluate(read_images(task.model, images, run.profile, 1, run.device), images.tokens)
             loss = float(np.concatenate(image_losses(task.model, images, run.profile, run.device)).mean())
             return {"metric": scores.wer, "exprate": scores.exprate, "nll": loss}
-        trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=max(20, min(500, steps // 10)))
+        trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=max(20, min(500, steps // 4)))
         return {"minutes": trainer.minutes, "steps": steps}
     return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed, config=dataclasses.asdict(config), recipe=dataclasses.asdict(recipe),
                  drawing=dataclasses.asdict(drawing), vocabulary=vocabulary, **run.fields("precision"))

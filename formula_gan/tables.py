@@ -121,7 +121,7 @@ class RowResult:
 
 def guides(profile: Profile) -> bool:
     "Whether a profile's recognisers are told where symbols stand."
-    return profile.network in ("wide", "thin")
+    return profile.network == "wide"
 
 
 def small_model(
