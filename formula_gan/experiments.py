@@ -26,11 +26,13 @@ import torch
 
 from .core import (REALISM_COLUMNS, REALISM_KEY, SIZINGS, TABLE2_COLUMNS, TABLE2_KEY, FormulaGanError, Profile, artifacts_dir, atomic_path, cache_dir, cast_value, derive_seed, finish_stage,
                               get_profile, mixed_precision, pick_device, provenance, stage_facts, stage_folder, tile, weights_file, write_row)
-from .data import (HANDWRITTEN, ImageSet, Stream, collate, ink_images, load_corpus, ordered_batches, pad_margin, print_images,
-                              read_test_set, resize_set)
+from .corpora import load_corpus
+from .data import (HANDWRITTEN, ImageSet, Stream, collate, ink_images, ordered_batches, pad_margin, print_images,
+                              resize_set)
 from .evaluation import (PAPER_TABLE2, TABLE2_CONTROLS, NGramModel, compare, diversity, domain_classifier_accuracy, evaluate, exprate_interval,
                                     image_features, kernel_distance, perplexity)
 from .sagan import load_generator
+from .scans import read_test_set
 from .synthesis import handwrite, trained_profile, read_back, weights_digest
 from .task_model import RecognizerConfig, load_recognizer
 from .tokenizer import Vocab

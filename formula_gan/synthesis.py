@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from .core import FormulaGanError, Profile, atomic_path, cast_value, derive_seed, get_profile, mixed_precision, pick_device, tile
-from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, open_image, ordered_batches, prepare_image, print_bold, scale_image
+from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, print_bold, scale_image
+from .scans import open_image, prepare_image
 from .rendering import FONTS, typeset_many
 from .sagan import Generator, load_generator
 from .task_model import Hypothesis, Recognizer, load_recognizer
@@ -220,7 +221,7 @@ def recognize(
     beam_size: int = 10,  # 1 is greedy, and quicker
     device: str = "cpu",
 ) -> Reading:
-    """Read one formula. The image is brought to the size that the recogniser was trained on (`data.prepare_image`, which says what it takes
+    """Read one formula. The image is brought to the size that the recogniser was trained on (`scans.prepare_image`, which says what it takes
     and raises `FormulaGanError` for what it does not). For many images load the recogniser once and pass it."""
     model = recognizer if isinstance(recognizer, Recognizer) else load_recognizer(recognizer, device)
     profile = trained_profile(model)

@@ -332,7 +332,7 @@ def overfit(pictures, texts, config, steps=300):
 
 @pytest.mark.slow
 def test_overfits_32_demo_formulas():
-    from formula_gan.data import demo_formulas
+    from formula_gan.corpora import demo_formulas
     from formula_gan.ink import demo_inks, rasterize
     formulas = sorted(demo_formulas(300, 0), key=len)[100:132]
     overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas], RecognizerConfig(stride=8, dropout=0.0))
