@@ -277,7 +277,7 @@ def picture_files(
     paths: list[str],  # images and folders
 ) -> list[str]:  # images; those of a folder sorted, subfolders included
     "The images that are meant."
-    from formula_gan.data import PICTURES
+    from formula_gan.scans import PICTURES
     found = []
     for path in map(Path, paths):
         inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES) if path.is_dir() else [path]

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from .core import FormulaGanError, Profile, get_profile, mixed_precision
-from .data import HANDWRITTEN, ImageSet, ordered_batches, prepare_image
+from .data import HANDWRITTEN, ImageSet, ordered_batches
+from .scans import prepare_image
 from .task_model import Hypothesis, Recognizer, load_recognizer
 
 # %% ../nbs/07c_reading.ipynb #3253e755

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import FormulaGanError, Profile, atomic_path, derive_seed, get_profile, tile
-from .data import ImageSet, load_corpus, print_images
+from .corpora import load_corpus
+from .data import ImageSet, print_images
 from .evaluation import diversity, domain_classifier_accuracy, image_features, kernel_distance
 from .sagan import load_generator
 from .results import PROVENANCE, provenance, results_table, write_row

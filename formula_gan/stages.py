@@ -20,7 +20,8 @@ import numpy as np
 
 from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile, mixed_precision, pick_device, stage_facts,
                               stage_folder, use_free_cores)
-from .data import (HANDWRITTEN, ImageSet, draw_ink, ink_images, load_corpus, ordered_batches, print_images, resize_set)
+from .corpora import load_corpus
+from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, ordered_batches, print_images, resize_set
 from .evaluation import evaluate
 from .tokenizer import Vocab
 
@@ -136,7 +137,7 @@ def train(
     return trainer
 
 # %% ../nbs/09a_stages.ipynb #3742675a
-def corpus(run: Run) -> Stage:  # of a `data.Corpus`
+def corpus(run: Run) -> Stage:  # of a `corpora.Corpus`
     "Formulas and ink as they are read from the data's files; only their product is kept, in memory."
     sizes = run.fields("printed_formulas", "synthetic_images") if run.profile.data == "demo" else {}
     return stage(run, "corpus", 1, lambda folder: {}, lambda folder: load_corpus(run.profile, run.data_dir, progress=run.progress),
@@ -506,7 +507,7 @@ def reading_run(run: Run) -> Run:
     return run.of(symbol_height=run.profile.reading_height or run.profile.symbol_height)
 
 
-def general_vocab(read) -> Vocab:  # of a `data.Corpus`
+def general_vocab(read) -> Vocab:  # of a `corpora.Corpus`
     "CROHME's symbols, and those that Wikipedia's formulas use often."
     counts = Counter(token for formula in read.formulas for token in formula.split())
     more = sorted(token for token, count in counts.items() if count >= COMMON and token not in read.vocab and token != "\\hline")

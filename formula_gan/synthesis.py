@@ -22,8 +22,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from .core import FormulaGanError, Profile, atomic_path, cast_value, derive_seed, get_profile, mixed_precision, pick_device, tile
-from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, open_image, ordered_batches, print_bold, scale_image
+from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, print_bold, scale_image
 from .reading import read_back, trained_profile
+from .scans import open_image
 from .rendering import FONTS, typeset_many
 from .sagan import Generator, load_generator
 from .task_model import Recognizer, load_recognizer

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import SIZINGS, FormulaGanError, Profile, atomic_path, cast_value, derive_seed, tile, weights_file
-from .data import ImageSet, Stream, collate, pad_margin, read_test_set
+from .data import ImageSet, Stream, collate, pad_margin
+from .scans import read_test_set
 from .evaluation import NGramModel, compare, evaluate, exprate_interval, image_features, kernel_distance, perplexity
 from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TABLE1_CONTROLS, TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
                                  results_table, write_row)

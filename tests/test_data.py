@@ -1,15 +1,12 @@
-import os
-
 import numpy as np
 import pytest
 import torch
 
 from formula_gan.core import FormulaGanError, get_profile
-from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, ImageSet, Stream, augment, clean_formulas, collate, demo_formulas, ink_images,
-                              load_corpus, margin, ordered_batches, print_images, read_captions, read_im2latex, split_by_writer)
-from formula_gan.ink import InkError, writer_key
-from formula_gan.stitching import SymbolBank
-from formula_gan.tokenizer import Vocab, normalize
+from formula_gan.corpora import load_corpus
+from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, Drawing, FigureStream, ImageSet, Stream, augment,
+                              collate, ink_images, ordered_batches, print_images)
+from formula_gan.tokenizer import Vocab
 
 demo = get_profile("demo", workers=1, synthetic_images=30, printed_formulas=30)
 
@@ -31,6 +28,36 @@ def test_a_batch_is_a_function_of_seed_and_step():
     forward = [one[k] for k in range(12)]
     assert all(same(two[k], forward[k]) for k in (11, 3, 7, 0, 3))  # any order, as a resumed run asks
     assert not same(Stream(sets(), VOCAB, demo, 4, seed=4, pool=5)[0], forward[0])
+
+
+def figure_stream(seed=0, area=30_000):
+    from formula_gan.drawing import FigureSet, make_figure
+    rng = np.random.default_rng(1)
+    figures = []
+    for n in range(150):
+        lines = [rng.uniform(0, 1, (5, 2)) * (rng.uniform(0.5, 12), rng.uniform(0.5, 3)) for _ in range(3)]
+        figures.append(make_figure(f"{n % 10} + 1", lines, [0, 1, 2], [False] * 3, np.arange(3), 1.0))
+    return FigureStream([FigureSet(figures[:100]), FigureSet(figures[100:])], VOCAB, Drawing(16.0, area=area), seed, pool=60)
+
+
+def test_a_batch_of_figures_is_a_function_of_seed_and_step():
+    one, two = figure_stream(), figure_stream()
+    forward = [one[k] for k in range(12)]
+    for k in (11, 3, 7, 0, 3):
+        assert same(two[k], forward[k]) and torch.equal(two[k].boxes.nan_to_num(), forward[k].boxes.nan_to_num())
+    assert not same(figure_stream(seed=1)[0], forward[0])
+
+
+def test_batches_of_figures_keep_their_area_and_boxes():
+    stream = figure_stream()
+    for batch in (stream[k] for k in range(12)):
+        count, _, height, width = batch.x.shape
+        assert count == 1 or batch.x.numel() < 1.6 * 30_000
+        boxes = batch.boxes[:, :3]
+        assert batch.boxes.shape == (count, 4, 4) and batch.boxes[:, 3].isnan().all()  # the end of a formula has no place
+        assert boxes.min() >= 0 and boxes[..., 2].max() <= width and boxes[..., 3].max() <= height
+    shown = sorted(item[:2] for number in range(5) for group in stream.batches(number) for item in group)
+    assert len(shown) == 300 and {shown.count((1, n)) for n in range(50)} == {3}  # three epochs of the smaller set
 
 
 def test_workers_bring_the_same_batches():
@@ -106,40 +133,6 @@ def test_unknown_symbols_are_named():
     with pytest.raises(KeyError, match="9"): Stream(sets(), Vocab.from_tokens([list("012345678+")]), demo, 60, 0, pool=1)[0]
 
 
-def test_split_holds_out_writers_and_formulas():
-    rng = np.random.default_rng(0)
-    writers = [str(w) if w else "" for w in rng.integers(0, 40, 900)]
-    sources, formulas = list(rng.choice(["A", "B"], 900)), [str(f) for f in rng.integers(0, 300, 900)]
-    train, valid = split_by_writer(writers, sources, formulas)
-    assert valid and not {formulas[i] for i in train} & {formulas[i] for i in valid}
-    assert not {(sources[i], writers[i]) for i in train} & {(sources[i], writers[i]) for i in valid}
-    assert all(writers[i] for i in valid)  # unknown writers stay in training
-
-
-def test_limits_are_counted():
-    vocab = Vocab.from_tokens([["a", "b"]])
-    kept, synthetic, counts = clean_formulas(["a", "b b b", "a b", "a c", "b"], {"b"}, vocab, max_tokens=2)
-    assert sorted(kept) == ["a", "a b", "a c"] and sorted(synthetic) == ["a", "a b"]
-    assert counts == {"distinct": 5, "longer than the token limit": 1, "in validation or test": 1, "outside the vocabulary": 1, "synthetic": 2}
-
-
-def test_demo_corpus_is_disjoint():
-    corpus = load_corpus(demo)
-    check_disjoint(corpus, lambda ink: ink.writer)
-    assert all(normalize(f) == f for f in corpus.formulas)
-    assert all(t in corpus.vocab for part in corpus.ink.values() for ink in part for t in ink.latex.split())
-
-
-def check_disjoint(corpus, writer):
-    held_out = {i.latex for name in ("valid", "test") for i in corpus.ink[name]}
-    train = {i.latex for i in corpus.ink["train"]}
-    assert not {i.latex for i in corpus.ink["valid"]} & train
-    assert not {writer(i) for i in corpus.ink["valid"]} & {writer(i) for i in corpus.ink["train"]}
-    assert not held_out & set(corpus.formulas) and set(corpus.synthetic) <= set(corpus.formulas)
-    bank = SymbolBank.from_inks(corpus.ink["train"])
-    assert not {writer(i) for i in corpus.ink["valid"]} & set(bank.writers)
-
-
 def test_print_and_ink_have_one_symbol_size():
     corpus = load_corpus(demo)
     ink, _ = ink_images(corpus.ink["train"], demo, progress=False)
@@ -155,32 +148,3 @@ def test_scoring_drops_no_image():
     assert len(kept) == len(corpus.ink["test"]) and not skipped
 
 
-def test_missing_and_damaged_files_are_named(tmp_path, monkeypatch):
-    monkeypatch.delenv("FORMULA_GAN_DATA", raising=False)
-    real = get_profile("laptop")
-    with pytest.raises(FormulaGanError, match="FORMULA_GAN_DATA"): load_corpus(real, progress=False)
-    with pytest.raises(FormulaGanError, match="crohme2014_captions.tsv"): load_corpus(real, str(tmp_path), progress=False)
-    (tmp_path / "crohme2014_captions.tsv").write_text("split\tid\tlatex\ntest\tx\tx\n")
-    with pytest.raises(FormulaGanError, match="crohme2014.zip"): load_corpus(real, str(tmp_path), progress=False)
-    (tmp_path / "crohme2014.zip").write_bytes(b"PK\3\4 half a download")
-    with pytest.raises(InkError, match="crohme2014.zip"): load_corpus(real, str(tmp_path), progress=False)
-
-
-@pytest.mark.real_data
-def test_real_corpus_is_disjoint_and_complete(tmp_path, monkeypatch):
-    monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path))
-    corpus = load_corpus(get_profile("laptop"), progress=False)
-    check_disjoint(corpus, writer_key)
-    assert len(corpus.ink["test"]) == 986 and 250 < len(corpus.ink["valid"]) < 400 and 8000 < len(corpus.ink["train"]) < 8400
-    assert corpus.counts["synthetic"] > 90_000
-    assert len(read_captions()) == 9821
-
-
-def test_im2latex_is_read_from_its_table(tmp_path):
-    import gzip
-    path = tmp_path / "im2latex_formulas.tsv.gz"
-    path.write_bytes(gzip.compress("split\tformula_idx\timage\tlatex_norm\ntrain\t0\ta.png\t\\alpha \" x\ntest\t1\tb.png\ty\n".encode()))
-    assert read_im2latex(str(tmp_path)) == ['\\alpha " x', "y"]
-    for broken, message in ((b"no gzip", "damaged"), (path.read_bytes()[:-12], "damaged"), (gzip.compress(b"a\tb\n1\t2\n"), "column latex_norm")):
-        path.write_bytes(broken)
-        with pytest.raises(FormulaGanError, match=message): read_im2latex(str(tmp_path))

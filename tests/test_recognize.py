@@ -1,5 +1,4 @@
-"""Images of any kind to what a recogniser expects, and `recognize`."""
-import io
+"""`recognize`, by call and by command."""
 import json
 
 import numpy as np
@@ -8,15 +7,13 @@ import torch
 from PIL import Image
 
 from formula_gan import cli
-from formula_gan.core import FormulaGanError, get_profile
-from formula_gan.data import connected_parts, draw_ink, pen_width, prepare_image
+from formula_gan.core import FormulaGanError
 from formula_gan.ink import Ink, rasterize
 from formula_gan.rendering import render
 from formula_gan.reading import Reading, recognize, recognize_many
 from formula_gan.task_model import Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import Vocab
 
-LAPTOP = get_profile("laptop")
 INK = Ink("xx=", tuple(np.array(s, "float32") for s in (
     [[0, 0], [8, 12]], [[8, 0], [0, 12]], [[14, 0], [22, 12]], [[22, 0], [14, 12]], [[28, 4], [38, 4]], [[28, 8], [38, 8]])))
 
@@ -28,98 +25,11 @@ def page():
 
 
 @pytest.fixture(scope="module")
-def expected(page): return prepare_image(1 - page, LAPTOP)
-
-
-@pytest.fixture(scope="module")
 def novice(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("recognizer") / "r.safetensors"
     save_recognizer(Recognizer(Vocab.crohme(), RecognizerConfig(layers=1, growth=4, hidden=16, embedding=16)), path, profile="laptop")
     return path
-
-
-@pytest.mark.parametrize("symbol, pen", [(16, None), (30, 2), (48, None), (48, 1.2), (120, None), (120, 3)])
-def test_any_size_comes_out_as_drawn_ink(symbol, pen):
-    drawn = draw_ink(INK, LAPTOP)
-    image = prepare_image(1 - rasterize(INK, symbol_height=symbol, stroke_width=pen), LAPTOP) / 255
-    assert np.abs(np.subtract(image.shape, drawn.shape)).max() <= 5 and abs(image.sum() / drawn.sum() - 1) < 0.35
-    assert image.max() == 1 and image[0].max() == 0
-
-
-def alike(image, expected, exact=False):
-    "The same picture; where pixels were lost on the way its size may differ by one, and its ink by a fifth."
-    if exact: return image.shape == expected.shape and np.abs(image.astype(int) - expected).mean() < 2
-    return np.abs(np.subtract(image.shape, expected.shape)).max() <= 1 and abs(image.sum() / expected.sum() - 1) < 0.2
-
-
-def kinds(page):
-    "The same picture in other shapes, types, modes, polarities."
-    gray = np.uint8(255 - 255 * page)
-    black, picture = Image.fromarray(255 - gray), Image.fromarray(gray)
-    clear = Image.new("RGBA", picture.size, (0, 0, 0, 0)); clear.putalpha(black)
-    white = Image.new("LA", picture.size, (255, 0)); white.putalpha(black)
-    return {"float": 1 - page, "inverted": page, "uint8": gray, "bool": page < 0.5, "uint16": np.uint16(gray) * 257, "int64": gray.astype("int64"),
-            "negative": -page, "torch": torch.from_numpy(1 - page)[None], "rgb": np.repeat(gray[..., None], 3, 2), "rgb float": np.repeat((1 - page)[..., None], 3, 2),
-            "one channel": gray[..., None], "L": picture, "inverted L": black, "RGB": picture.convert("RGB"), "P": picture.convert("P"), "CMYK": picture.convert("CMYK"),
-            "1": picture.convert("1", dither=Image.Dither.NONE), "I;16": Image.fromarray(np.uint16(gray) * 256), "F": picture.convert("F"), "dark on nothing": clear, "white on nothing": white}
-
-
-def test_any_kind_of_picture(page, expected):
-    for name, picture in kinds(page).items():
-        image = prepare_image(picture, LAPTOP)
-        assert image.dtype == np.uint8 and alike(image, expected, exact=name not in ("bool", "1", "P", "CMYK")), name
-
-
-def test_files(page, expected, tmp_path):
-    picture = Image.fromarray(np.uint8(255 - 255 * page))
-    for name in ("a.png", "a.jpg", "a.bmp", "a.gif", "a.tif", "a.webp", "a.ppm"):
-        picture.save(tmp_path / name)
-        assert alike(prepare_image(tmp_path / name, LAPTOP), expected, exact=name not in ("a.jpg", "a.webp")), name
-    turned, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    for file in (Image.open(tmp_path / "turned.jpg"), io.BytesIO((tmp_path / "turned.jpg").read_bytes())): assert alike(prepare_image(file, LAPTOP), expected)
-    half = (tmp_path / "a.png").read_bytes()[:-40]
-    for file in (io.BytesIO(half), Image.open(io.BytesIO(half))):
-        with pytest.raises(FormulaGanError, match="not a? ?whole"): prepare_image(file, LAPTOP)
-    assert alike(prepare_image(tmp_path / "turned.jpg", LAPTOP), expected)
-
-
-def test_shadow_noise_and_specks(page, expected):
-    h, w = page.shape
-    y, x = np.mgrid[0:h, 0:w] / w
-    photo = (220 - 100 * x + 30 * y) * (1 - 0.6 * page) + np.random.default_rng(0).normal(0, 4, page.shape)
-    photo[5:7, 5:7] = 0
-    image = prepare_image(np.uint8(photo.clip(0, 255)), LAPTOP)
-    assert np.abs(np.subtract(image.shape, expected.shape)).max() <= 2 and abs(image.sum() / expected.sum() - 1) < 0.3
-
-
-def test_parts_and_pen():
-    boxes, part = connected_parts(np.eye(5, dtype=bool) | np.eye(5, dtype=bool)[::-1])
-    assert boxes.tolist() == [[0, 0, 5, 5]] and set(part) == {0}
-    assert len(connected_parts(np.zeros((3, 3), bool))[0]) == 0
-    line = np.zeros((40, 100), "float32"); line[10:14, 5:95] = 1
-    assert abs(pen_width(line) - 4) < 0.4
-
-
-@pytest.mark.parametrize("picture, message", [
-    (np.zeros((20, 20)), "no ink"), (np.full((20, 20), 3), "no ink"), (np.full((20, 20), np.nan), "NaN"), (np.zeros((2, 2, 2)), "array"), (np.zeros(5), "array"),
-    (np.array([["a"]]), "array"), (None, "array"), (np.zeros((0, 4)), "px"), (np.broadcast_to(np.uint8(0), (2**14, 2**13)), "Mpx"), ("none.png", "none.png: no such file"),
-    (__file__, "not a whole image")])
-def test_what_is_no_picture(picture, message):
-    with pytest.raises(FormulaGanError, match=message): prepare_image(picture, LAPTOP)
-
-
-def test_a_gigapixel_is_refused_before_it_is_decoded(tmp_path):
-    content = io.BytesIO()
-    Image.new("1", (16, 16)).save(content, "PNG")
-    head = bytearray(content.getvalue())
-    head[16:24] = (100_000).to_bytes(4, "big") * 2
-    import zlib
-    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
-    (tmp_path / "giga.png").write_bytes(head)
-    with pytest.raises(FormulaGanError, match="giga.png has more than 64 Mpx"): prepare_image(tmp_path / "giga.png", LAPTOP)
 
 
 def test_recognize(page, novice):

@@ -5,12 +5,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from test_parameters import code_after_parameters, parameters
 
 from formula_gan import cli, stages, tables
 from formula_gan.core import FormulaGanError, cache_dir, get_profile
-from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights, prepare_image, read_test_set, resize_set
+from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights, resize_set
 from formula_gan.evaluation import compare
 from formula_gan.results import PAPER_TABLE2, TABLE2_COLUMNS, TABLE2_KEY, read_table, table2, write_row
 from formula_gan.stages import Unfinished, make_run
@@ -195,51 +194,6 @@ def test_inkml_by_path(result, ink, tmp_path):
     (tmp_path / "caption.txt").write_text("a\tx + y\nb\tx\nc\ty\n")
     captioned = score_test_set(model, tmp_path, beam_size=1, progress=False)  # captions come before the files' own truths; broken ink counts as wrong
     assert [t for t, _ in captioned.readings] == ["x", "y", "x + y"] and [name for name, _ in captioned.lost] == ["c.inkml"] and captioned.readings[1][1] is None
-
-
-def test_images_by_path(ink, tmp_path):
-    drawn = np.uint8(255 * draw_ink(ink, get_profile("laptop")))
-    Image.fromarray(np.pad(drawn, 9)).save(tmp_path / "white_on_black.bmp")
-    Image.fromarray(255 - np.pad(drawn, 9)).save(tmp_path / "black_on_white.png")
-    Image.fromarray(np.zeros((20, 20), "uint8")).save(tmp_path / "blank.png")
-    (tmp_path / "labels.tsv").write_text("image\tfont\tlatex\nwhite_on_black\tx\ta b\nblack_on_white.png\tx\ta b\nblank.png\tx\tc\nlost.png\tx\td\n")
-    test_set = read_test_set(tmp_path, progress=False)
-    for sizing in ("symbol", "height", "symbol-oracle"):
-        profile = get_profile("laptop", sizing=sizing, workers=1)
-        images = test_set.images(profile)
-        assert len(images) == 2 and (images[0] == images[1]).all() and images.tokens == ["a b"] * 2
-        if sizing == "height": assert images.shapes[0, 0] == 64
-        if sizing == "symbol-oracle": assert images.shapes[0, 0] == oracle_heights(["a b"], profile)[0]
-        if sizing == "symbol": assert abs(images.shapes[0, 1] / drawn.shape[1] - 1) < 0.4  # about the size it was drawn at
-    assert test_set.skipped == [("lost", "its caption has no file")] and len(test_set.items) == 3
-    huge = Image.fromarray(np.kron(np.pad(255 - drawn, 9, constant_values=255), np.ones((30, 30), "uint8")))
-    assert prepare_image(huge, get_profile("laptop", symbol_height=600)).size <= 640_000
-
-
-def test_test_sets_that_cannot_be_scored(tmp_path):
-    with pytest.raises(FormulaGanError, match="no test set"): read_test_set(tmp_path / "none")
-    with pytest.raises(FormulaGanError, match="holds nothing to score"): read_test_set(tmp_path, progress=False)
-    (tmp_path / "x.zip").write_bytes(b"PK")
-    with pytest.raises(FormulaGanError, match="no whole zip"): read_test_set(tmp_path / "x.zip")
-    (tmp_path / "caption.txt").write_text("a\n")
-    with pytest.raises(FormulaGanError, match="line 1 has no caption"): read_test_set(tmp_path, progress=False)
-    (tmp_path / "labels.tsv").write_text("")
-    with pytest.raises(FormulaGanError, match="several caption files"): read_test_set(tmp_path, progress=False)
-
-
-def test_captions_find_files_by_folder_and_name(tmp_path):
-    "With as many folders as both give; names may hold full stops."
-    for name in ("a/1.png", "b/1.png", "f.1.png", "deep/er/2.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (9, 9), 255).save(tmp_path / name)
-    def truths(*lines):
-        (tmp_path / "caption.txt").write_text("".join(f"{line}\n" for line in lines))
-        found = read_test_set(tmp_path, progress=False)
-        return {name: truth for name, truth, _ in found.items}, [name for name, _ in found.skipped]
-    assert truths("a/1\tx", "./b/1.png\ty", "f.1\tz", "2\tw") == ({"a/1.png": "x", "b/1.png": "y", "f.1.png": "z", "deep/er/2.png": "w"}, [])
-    assert truths("c/2\tw", "d/3\tx") == ({"deep/er/2.png": "w"}, ["a/1.png", "b/1.png", "d/3", "f.1.png"])
-    with pytest.raises(FormulaGanError, match="2 files for the one caption of 1"): truths("1\tx")
-    with pytest.raises(FormulaGanError, match="two captions of f.1"): truths("f.1\tx", "f.1.png\ty")
 
 
 # commands and notebook

@@ -332,7 +332,7 @@ def overfit(pictures, texts, config, steps=300):
 
 @pytest.mark.slow
 def test_overfits_32_demo_formulas():
-    from formula_gan.data import demo_formulas
+    from formula_gan.corpora import demo_formulas
     from formula_gan.ink import rasterize
     from formula_gan.stitching import demo_inks
     formulas = sorted(demo_formulas(300, 0), key=len)[100:132]

@@ -15,7 +15,7 @@ import pytest
 
 from formula_gan import tokenizer
 from formula_gan.core import FormulaGanError
-from formula_gan.data import read_wikipedia
+from formula_gan.corpora import read_wikipedia
 from formula_gan.tokenizer import CROHME_SYMBOLS, END, PAD, START, TokenizeError, UnknownSymbolError, Vocab, normalize, tokenize
 
 CASES = {
