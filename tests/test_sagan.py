@@ -8,9 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from formula_gan.core import FormulaGanError
-from formula_gan.sagan import (BatchNormReLU, ConditionalBatchNorm, Discriminator, DownBlock, Generator, NormReLU, SelfAttention,
-                               SpectralNorm, UpBlock, UpsampleConv, attend_fused, attend_plain, attend_sliced, conv, hinge_discriminator,
-                               hinge_generator, load_generator, save_generator, spectral, standing_statistics)
+from formula_gan.sagan import (BatchNormReLU, CellVerdict, ConditionalBatchNorm, Discriminator, DownBlock, Generator,
+                               NormReLU, SelfAttention, SpectralNorm, UpBlock, UpsampleConv, attend_fused, attend_plain,
+                               attend_sliced, cell_weights, conv, folded, generator_config, hinge_discriminator,
+                               hinge_discriminator_cells, hinge_generator, hinge_generator_cells, load_generator,
+                               mask_pyramid, save_generator, spectral, standing_statistics, unfolded, weighted_mean)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def test_spectral_norm_equals_torch(shape):
 
 
 def test_every_weight_but_the_conditional_norms_is_normalised():
-    for model in (Generator(8), Discriminator(8)):
+    for model in (Generator(8, skip=True, fold=2), Discriminator(8, fold=2, cells=True)):
         for name, m in model.named_modules():
             if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear, torch.nn.Embedding)):
                 assert hasattr(m, "parametrizations") != (".norm" in name), name
@@ -230,8 +232,9 @@ def test_statistics_follow_with_torchs_momentum():
     torch.testing.assert_close(ours.eval()(x, torch.ones(2, 4), torch.zeros(2, 4)), F.relu(theirs.eval()(x)), atol=1e-5, rtol=1e-4)
 
 
-def test_gain_is_near_one_at_the_start():
-    generator = Generator(8)
+@pytest.mark.parametrize("fold", [1, 2])
+def test_gain_is_near_one_at_the_start(fold):
+    generator = Generator(8, fold=fold)
     pieces = torch.randn(64, 120).split(generator.z_split, 1)[1:]
     label = generator.embedding(torch.arange(64) % 2)
     for block, piece in zip(generator.decoder, pieces):
@@ -256,7 +259,7 @@ def test_blocks_halve_and_double():
 
 
 def test_only_the_first_block_lacks_preactivation():
-    for blocks in (Generator(8).encoder, Discriminator(8).blocks):
+    for blocks in (Generator(8).encoder, Discriminator(8).blocks, Generator(8, fold=2).encoder):
         assert [b.preactivation for b in blocks] == [False, True, True, True]
     assert torch.equal(DownBlock(4, 4).eval().conv1.bias, torch.zeros(4))
 
@@ -264,8 +267,9 @@ def test_only_the_first_block_lacks_preactivation():
 # ---- generator
 
 @pytest.mark.parametrize("height, width", [(16, 16), (37, 53), (5, 9), (64, 80), (120, 101)])
-def test_generator_keeps_the_size(height, width):
-    y = Generator(8)(torch.rand(2, 1, height, width), torch.randn(2, 120), torch.tensor([0, 1]))
+@pytest.mark.parametrize("fold", [1, 2, 3])
+def test_generator_keeps_the_size(height, width, fold):
+    y = Generator(8, skip=True, fold=fold)(torch.rand(2, 1, height, width), torch.randn(2, 120), torch.tensor([0, 1]))
     assert y.shape == (2, 1, height, width) and y.dtype == torch.float32 and 0 <= y.min() and y.max() <= 1
 
 
@@ -281,9 +285,9 @@ def test_generator_uses_all_of_z_and_the_class():
 
 @pytest.mark.parametrize("height, width", [(37, 53), (48, 64), (5, 9)])
 @pytest.mark.parametrize("bottom, right", [(0, 0), (16, 0), (0, 16), (48, 48), (11, 30)])
-@pytest.mark.parametrize("skip", [False, True])
-def test_generator_ignores_padding_and_company(height, width, bottom, right, skip):
-    generator = lived_in(Generator(8, skip=skip)).eval()
+@pytest.mark.parametrize("skip, fold", [(False, 1), (True, 1), (True, 2)])
+def test_generator_ignores_padding_and_company(height, width, bottom, right, skip, fold):
+    generator = lived_in(Generator(8, skip=skip, fold=fold)).eval()
     x, z, c = torch.rand(1, 1, height, width), torch.randn(2, 120), torch.tensor([1, 0])
     wide, mask = padded(x, bottom, right)
     with torch.no_grad():
@@ -293,14 +297,14 @@ def test_generator_ignores_padding_and_company(height, width, bottom, right, ski
     assert (both[:1] * (1 - mask)).abs().max() == 0
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_padding_does_not_change_generator_training(skip):
+@pytest.mark.parametrize("skip, fold", [(False, 1), (True, 1), (True, 2)])
+def test_padding_does_not_change_generator_training(skip, fold):
     """Images and statistics in every draw; gradients in most of them, since a ReLU's input that is nearly 0 may round to either side of it,
     which moves the gradient of that draw by up to a percent."""
     moved = []
     for draw in range(5):
         torch.manual_seed(draw)
-        generator = lived_in(Generator(8, skip=skip))
+        generator = lived_in(Generator(8, skip=skip, fold=fold))
         x, z, c = torch.rand(2, 1, 37, 53), torch.randn(2, 120), torch.tensor([1, 0])
         results = []
         for bottom, right in ((0, 0), (43, 27)):
@@ -314,9 +318,10 @@ def test_padding_does_not_change_generator_training(skip):
     assert max(images) < 2e-3 and max(statistics) < 2e-3 and sorted(gradients)[2] < 2e-3 and max(gradients) < 0.05, moved
 
 
-def test_standing_statistics_are_the_mean_over_batches():
-    generator = Generator(8).eval()
-    batches = [(torch.rand(2, 1, 32, 48), torch.randn(2, 120), torch.tensor([0, 1]), None) for _ in range(3)]
+@pytest.mark.parametrize("skip, fold", [(False, 1), (True, 2)])
+def test_standing_statistics_are_the_mean_over_batches(skip, fold):
+    generator = Generator(8, skip=skip, fold=fold).eval()
+    batches = [(torch.rand(2, 1, 32, 64), torch.randn(2, 120), torch.tensor([0, 1]), None) for _ in range(3)]
     standing_statistics(generator, batches)
     norm = generator.norm
     assert not generator.training and norm.momentum == 0.1 and (norm.running_var != 1).all()
@@ -330,11 +335,14 @@ def test_standing_statistics_are_the_mean_over_batches():
     torch.testing.assert_close(again, torch.stack(means).mean(0), atol=1e-2, rtol=1e-2)
 
 
-def test_noise_does_not_drown_the_content_at_the_start():
-    generator, x = Generator(32), torch.zeros(4, 1, 48, 128)
-    for n in range(4): x[n, 0, 10:38, 10 + n:12 + n] = x[n, 0, 20 + n:22 + n, 5:110] = 1
+@pytest.mark.parametrize("fold", [1, 2])
+def test_noise_does_not_drown_the_content_at_the_start(fold):
+    generator = Generator(32, fold=fold)
+    small = torch.zeros(4, 1, 48, 128)
+    for n in range(4): small[n, 0, 10:38, 10 + n:12 + n] = small[n, 0, 20 + n:22 + n, 5:110] = 1
+    x = F.interpolate(small, scale_factor=fold)
     with torch.no_grad():
-        h = x
+        h = folded(x, fold)
         for block in generator.encoder: h = block(h)
         noise = generator.noise_gain * generator.noise(torch.randn(64, generator.z_split[0]))
     assert noise.std() < 3 * (h - h.mean((0, 2, 3), keepdim=True)).std()
@@ -353,9 +361,9 @@ def test_skips_are_off_unless_asked_for():
 
 @pytest.mark.parametrize("height, width", [(37, 53), (48, 64), (5, 9)])
 @pytest.mark.parametrize("bottom, right", [(0, 0), (16, 0), (0, 16), (48, 48), (11, 30)])
-@pytest.mark.parametrize("training", [True, False])
-def test_logit_ignores_padding_and_company(height, width, bottom, right, training):
-    discriminator = lived_in(Discriminator(8)).train(training)
+@pytest.mark.parametrize("training, fold", [(True, 1), (False, 1), (True, 2)])
+def test_logit_ignores_padding_and_company(height, width, bottom, right, training, fold):
+    discriminator = lived_in(Discriminator(8, fold=fold)).train(training)
     if training:  # freeze the power iteration, which otherwise moves between two calls
         for m in discriminator.modules():
             if isinstance(m, SpectralNorm): m.eval()
@@ -406,13 +414,202 @@ def test_second_derivatives_for_a_gradient_penalty():
     assert discriminator.blocks[0].conv1.parametrizations.weight.original.grad.abs().max() > 0
 
 
+# ---- verdicts per cell
+
+@pytest.mark.parametrize("height, width", [(37, 53), (48, 64), (5, 9)])
+@pytest.mark.parametrize("bottom, right", [(0, 0), (0, 16), (48, 48), (11, 30)])
+@pytest.mark.parametrize("fold", [1, 2])
+def test_verdicts_ignore_padding_and_company(height, width, bottom, right, fold):
+    discriminator = lived_in(Discriminator(8, fold=fold, cells=True)).eval()
+    x, c = torch.rand(1, 1, height, width), torch.tensor([1])
+    wide, mask = padded(x, bottom, right)
+    with torch.no_grad():
+        alone = discriminator.verdicts(x, c, whole=True)
+        both = discriminator.verdicts(torch.cat([wide, torch.rand_like(wide)]), torch.tensor([1, 0]),
+                                      torch.cat([mask, torch.ones_like(mask)]), whole=True)
+        pooled = discriminator(x, c)
+    assert len(alone) == 3 and torch.equal(alone[2][0].flatten(), pooled)
+    for size, pair, company in zip((8 * fold, 16 * fold, 10**6), alone, both):
+        h, w = -(-height // size), -(-width // size)
+        for a, b in zip(pair, company):
+            assert a.dtype == torch.float32 and a.shape[1] == 1
+            torch.testing.assert_close(b[:1, :, :h, :w], a[:, :, :h, :w], atol=1e-4, rtol=0)
+            for t in (a, b[:1]): assert not t[:, :, h:].any() and not t[:, :, :, w:].any()
+    first = hinge_generator_cells([(logits[:1], weights[:1]) for logits, weights in both])
+    torch.testing.assert_close(hinge_generator_cells(alone), first, atol=1e-4, rtol=0)
+
+
+def test_verdicts_leave_the_rest_of_the_network_as_it_is():
+    "The same seed gives the same logit per image with and without them."
+    results = []
+    for cells in (False, True):
+        torch.manual_seed(0)
+        discriminator = Discriminator(8, cells=cells)
+        torch.manual_seed(1)
+        results.append(discriminator(torch.rand(2, 1, 32, 48), torch.tensor([0, 1])))
+    assert torch.equal(*results)
+
+
+def test_verdicts_are_by_projection():
+    head = CellVerdict(8, 3).eval()
+    with torch.no_grad(): head.conv.bias.fill_(0.3)
+    h, c = torch.randn(2, 8, 3, 4), torch.tensor([2, 0])
+    weight = head.conv.weight[0, :, 0, 0] + head.embedding.weight[c]
+    torch.testing.assert_close(head(h, c)[:, 0], torch.einsum("bchw,bc->bhw", h.relu(), weight) + 0.3)
+    for layer in (head.conv, head.embedding):
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_class_changes_verdicts_and_gain_multiplies_them():
+    plain, loud = Discriminator(8, cells=True).eval(), Discriminator(8, cells=True, gain=32).eval()
+    loud.load_state_dict(plain.state_dict())
+    x = torch.rand(1, 1, 32, 48)
+    with torch.no_grad():
+        a, b = (plain.verdicts(x, torch.tensor([n])) for n in (0, 1))
+        louder = loud.verdicts(x, torch.tensor([0]))
+    for (p, w), (q, _), (l, v) in zip(a, b, louder):
+        assert (p - q).abs().min() > 0 and torch.equal(w, v)
+        torch.testing.assert_close(l, 32 * p)
+
+
+def test_nothing_beyond_the_border_is_rewarded():
+    discriminator = lived_in(Discriminator(8, fold=2, cells=True))
+    fake, mask = torch.rand(2, 1, 64, 96, requires_grad=True), torch.ones(2, 1, 64, 96)
+    mask[0, :, :, 41:] = 0
+    mask[1, :, 33:] = 0
+    for near in (None, torch.rand(2, 1, 64, 96)):
+        loss = hinge_generator_cells(discriminator.verdicts(fake, torch.tensor([0, 1]), mask, near, whole=True))
+        (gradient,) = torch.autograd.grad(loss, fake)
+        assert not (gradient * (1 - mask)).any() and gradient.isfinite().all()
+        assert (gradient.abs().amax((1, 2, 3)) > 0).all()
+
+
+def test_weights_are_by_ink_of_image_or_source():
+    discriminator, c = Discriminator(8, cells=True), torch.tensor([1])
+    x, near = torch.zeros(1, 1, 64, 96), torch.zeros(1, 1, 64, 96)
+    x[..., 5, 5], near[..., 40, 90] = 0.2, 1
+    weights = lambda *a: [w for _, w in discriminator.verdicts(*a)]
+    assert all((w == 0.25).all() for w in weights(x, c))  # 0.2 is no ink
+    x[..., 5, 5] = 0.9
+    eight, sixteen = weights(x, c)
+    assert eight.shape == (1, 1, 8, 12) and sixteen.shape == (1, 1, 4, 6)
+    wanted = torch.full((8, 12), 0.25)
+    wanted[:2, :2] = 1  # the next cells begin within 4 px
+    assert torch.equal(eight[0, 0], wanted)
+    both = weights(x, c, None, near)
+    wanted[5, 10:] = wanted[4, 10:] = 1
+    assert torch.equal(both[0][0, 0], wanted) and both[1][0, 0, 2, 5] == 1
+    mask = torch.ones_like(x)
+    mask[..., 80:] = 0
+    masked_weights = weights(x, c, mask, near)
+    assert not masked_weights[0][..., 10:].any() and not masked_weights[1][..., 5:].any()
+    assert torch.equal(masked_weights[0][..., :9], eight[..., :9])
+
+
+@pytest.mark.parametrize("size, reach", [(8, 4), (16, 4), (16, 0), (32, 20)])
+def test_cell_weights_cell_by_cell(size, reach):
+    ink = (torch.rand(2, 1, 96, 128) > 0.999).float()
+    weights = cell_weights(ink, None, size, reach)
+    for b in range(2):
+        for i in range(96 // size):
+            for j in range(128 // size):
+                rows = slice(max(0, i * size - reach), (i + 1) * size + reach)
+                columns = slice(max(0, j * size - reach), (j + 1) * size + reach)
+                around = ink[b, 0, rows, columns]
+                assert weights[b, 0, i, j] == (1 if around.any() else 0.25)
+
+
+def test_cell_losses_are_weighted_means():
+    real = [(torch.randn(2, 1, 4, 6), torch.rand(2, 1, 4, 6)), (torch.randn(2, 1, 2, 3), torch.rand(2, 1, 2, 3))]
+    fake = [(torch.randn(2, 1, 4, 6), torch.rand(2, 1, 4, 6)), (torch.randn(2, 1, 2, 3), torch.rand(2, 1, 2, 3))]
+    mean = lambda v, w: (v * w).sum() / w.sum()
+    d = sum(mean(F.relu(1 - r), rw) + mean(F.relu(1 + f), fw) for (r, rw), (f, fw) in zip(real, fake)) / 2
+    torch.testing.assert_close(hinge_discriminator_cells(real, fake), d)
+    torch.testing.assert_close(hinge_generator_cells(fake), -sum(mean(*f) for f in fake) / 2)
+    padding = lambda pairs: [(F.pad(l, (0, 3, 0, 2), value=9), F.pad(w, (0, 3, 0, 2))) for l, w in pairs]
+    torch.testing.assert_close(hinge_discriminator_cells(padding(real), padding(fake)), d)
+    equal = [(l, torch.ones_like(l)) for l, _ in fake[:1]]
+    torch.testing.assert_close(hinge_generator_cells(equal), hinge_generator(fake[0][0].flatten()))
+    assert weighted_mean(torch.ones(3), torch.zeros(3)) == 0
+
+
+def test_verdicts_learn_where():
+    "Two dots, the first with a hole in the fake: only there does the verdict fall."
+    x = torch.zeros(2, 1, 64, 64)
+    x[:, 0, 12:18, 12:18] = x[:, 0, 44:50, 44:50] = 1
+    x[1, 0, 12:18, 14:16] = 0
+    discriminator, c = Discriminator(8, attention=False, cells=True, gain=8), torch.zeros(1, dtype=torch.int64)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 2e-3, betas=(0.5, 0.999))
+    for _ in range(60):
+        loss = hinge_discriminator_cells(discriminator.verdicts(x[:1], c), discriminator.verdicts(x[1:], c))
+        loss.backward(), optimizer.step(), optimizer.zero_grad()
+    with torch.no_grad(): real, fake = (discriminator.eval().verdicts(image, c)[0][0] for image in (x[:1], x[1:]))
+    difference = (real - fake)[0, 0]
+    assert difference[:4, :4].max() > 0.5 and difference[:4, :4].max() > 5 * difference[5:, 5:].abs().max()
+
+
 # ---- both
+
+@pytest.mark.parametrize("fold", [1, 2, 3, 4])
+def test_folding_loses_nothing(fold):
+    x = torch.rand(2, 1, 4 * fold, 6 * fold)
+    assert folded(x, fold).shape == (2, fold**2, 4, 6) and torch.equal(unfolded(folded(x, fold), fold), x)
+    mask = torch.zeros_like(x)
+    mask[:, :, :fold + 1, :2 * fold] = 1  # a row of pixels into the second row of cells
+    cells = mask_pyramid(mask, 2, fold)
+    assert cells[0].shape == (2, 1, 4, 6) and cells[0][0].sum() == 4 and cells[1][0].sum() == 1
+
+
+# sums over the parameters and outputs of these networks before they could be folded and judge cells
+BEFORE = {
+    (): (145, -20.916287, 61, 3561.652357, 1423.557518, 654.369630, [0.059728, 0.294014]),
+    ("skip",): (159, 30.485630, 61, 3559.673691, 2185.241634, 1462.686517, [0.227484, 0.406572]),
+    ("no attention",): (135, -28.616679, 51, 3496.042437, 1739.431434, 926.925667, [0.132006, 0.011888]),
+}
+
+
+@pytest.mark.parametrize("options", BEFORE, ids=str)
+def test_a_seed_gives_the_networks_that_it_gave_before(options):
+    attention, skip = "no attention" not in options, "skip" in options
+    generator, discriminator = Generator(8, attention=attention, skip=skip), Discriminator(8, attention=attention)
+    x, z, c = torch.rand(2, 1, 37, 53), torch.randn(2, 120), torch.tensor([0, 1])
+    mask = torch.ones_like(x)
+    mask[1, :, :, 40:] = 0
+    total = lambda tensors: sum(t.double().sum().item() for t in tensors)
+    parameters = [len(generator.state_dict()), total(generator.parameters()),
+                  len(discriminator.state_dict()), total(p.abs() for p in discriminator.parameters())]
+    assert parameters == pytest.approx(BEFORE[options][:4], abs=1e-2)
+    if attention:
+        with torch.no_grad(): generator.attention.gamma.fill_(1), discriminator.attention.gamma.fill_(1)
+    with torch.no_grad():
+        y = generator(x, z, c, mask)
+        logits = discriminator(y, c, mask)
+    assert [total([y]), total([y.double().square()])] == pytest.approx(BEFORE[options][4:6], rel=1e-4)
+    assert logits.tolist() == pytest.approx(BEFORE[options][6], abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"skip": True}, {"fold": 2}, {"fold": 3, "skip": True, "attention": False}])
+def test_files_carry_the_options(options, tmp_path):
+    generator = Generator(8, **options).eval()
+    save_generator(generator, tmp_path / "g.safetensors")
+    again = load_generator(tmp_path / "g.safetensors")
+    assert generator_config(again) == generator_config(generator) and again.fold == options.get("fold", 1)
+    x, z, c = torch.rand(1, 1, 37, 53), torch.randn(1, 120), torch.tensor([1])
+    with torch.no_grad(): assert torch.equal(again(x, z, c), generator(x, z, c))
+
+
+def test_files_without_a_fold_are_not_folded():
+    generator = load_generator()  # the packaged weights were written before there was one
+    assert generator.fold == 1
+
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("limit", [0, 2**24])
-def test_gradients_are_finite(autocast, limit, monkeypatch):
+@pytest.mark.parametrize("fold", [1, 2])
+def test_gradients_are_finite(autocast, limit, fold, monkeypatch):
     monkeypatch.setattr(SelfAttention, "plain_limit", limit)
-    generator, discriminator = lived_in(Generator(8)), lived_in(Discriminator(8))
+    generator = lived_in(Generator(8, skip=fold == 2, fold=fold))
+    discriminator = lived_in(Discriminator(8, fold=fold, cells=True))
     x, z, c = torch.rand(2, 1, 32, 48), torch.randn(2, 120), torch.tensor([0, 1])
     mask = torch.ones_like(x)
     mask[1, :, :, 30:] = 0
@@ -420,6 +617,9 @@ def test_gradients_are_finite(autocast, limit, monkeypatch):
         fake = generator(x, z, c, mask)
         logits = discriminator(fake, c, mask)
         loss = hinge_generator(logits) + hinge_discriminator(discriminator(x, c, mask), logits)
+        verdicts = discriminator.verdicts(fake, c, mask, near=x)
+        loss = loss + hinge_generator_cells(verdicts)
+        loss = loss + hinge_discriminator_cells(discriminator.verdicts(x, c, mask), verdicts)
     assert fake.dtype == logits.dtype == loss.dtype == torch.float32
     loss.backward()
     for p in [*generator.parameters(), *discriminator.parameters()]: assert p.grad is not None and p.grad.isfinite().all()
@@ -441,6 +641,7 @@ def test_an_image_that_is_all_padding_is_harmless():
     x, mask, c = torch.rand(2, 1, 16, 16), torch.ones(2, 1, 16, 16), torch.tensor([0, 1])
     mask[1] = 0
     assert Generator(8)(x, torch.randn(2, 120), c, mask).isfinite().all() and Discriminator(8)(x, c, mask).isfinite().all()
+    assert hinge_generator_cells(Discriminator(8, cells=True).verdicts(x, c, mask)).isfinite()
 
 
 def test_without_attention():
@@ -494,6 +695,11 @@ def test_losses_are_equations_1_and_2():
     (lambda: Discriminator(8)(torch.rand(2, 1, 16, 16), torch.tensor([1])), "one per image"),
     (lambda: Discriminator(8)(torch.rand(2, 1, 16, 16), torch.tensor([0, 2])), r"0\.\.1"),
     (lambda: Discriminator(8)(torch.rand(1, 1, 16, 16), torch.tensor([0]), torch.ones(1, 1, 16, 32)), "mask"),
+    (lambda: Generator(8, fold=0), "fold"),
+    (lambda: Discriminator(8, fold=1.5), "fold"),
+    (lambda: Discriminator(8).verdicts(torch.rand(1, 1, 16, 16), torch.tensor([0])), "cells=True"),
+    (lambda: Discriminator(8, cells=True).verdicts(torch.rand(1, 1, 16, 16), torch.tensor([0]), near=torch.rand(1, 1, 16, 8)),
+     "near"),
 ])
 def test_errors_name_the_thing(call, word):
     with pytest.raises(FormulaGanError, match=word) as caught: call()
