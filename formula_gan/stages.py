@@ -429,6 +429,7 @@ def typeset_figures(
     from formula_gan.drawing import print_figure, stitched_figure
     from formula_gan.ink import InkError
     from formula_gan.rendering import Layout, typeset_many
+    from formula_gan.stitching import SymbolBank
     def figures():
         wanted = formulas()
         layouts = typeset_many(wanted, fonts(wanted) if callable(fonts) else fonts, workers=run.profile.workers, progress=run.progress)
