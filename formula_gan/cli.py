@@ -280,7 +280,7 @@ def picture_files(
     from formula_gan.scans import PICTURES
     found = []
     for path in map(Path, paths):
-        inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES and f.is_file()) if path.is_dir() else [path]
         if not inside: raise FormulaGanError(f"{path} holds no image ({' '.join(PICTURES)})")
         found += map(str, inside)
     return found
