@@ -93,13 +93,16 @@ def render_folder(
     from formula_gan.core import to_image
     from formula_gan.rendering import render_many
     from formula_gan.tokenizer import strip_comments
-    labels, skipped, fields = [], [], [f.name for f in dataclasses.fields(styles[0])] if styles else []
+    fields = [f.name for f in dataclasses.fields(styles[0])] if styles else []
+    labels, skipped = [], []
     with tqdm(total=len(latexes), unit="formula", disable=None) as bar:
         for start in range(0, len(latexes), chunk):
             part = slice(start, start + chunk)
             images = render_many(latexes[part], styles[part], workers=workers, progress=False)
             for i, (latex, image) in enumerate(zip(latexes[part], images), start):
-                if isinstance(image, FormulaGanError): skipped.append((i + 1, latex, str(image))); continue
+                if isinstance(image, FormulaGanError):
+                    skipped.append((i + 1, latex, str(image)))
+                    continue
                 to_image(image).save(folder / f"{i + 1:06d}.png")
                 style = [getattr(styles[i], field) for field in fields]
                 labels.append((f"{i + 1:06d}.png", strip_comments(latex).strip(), *style))
@@ -139,10 +142,11 @@ def render_command(
     numbered = numbered_formulas(arguments.file, arguments.column)
     latexes = [latex for _, latex in numbered]
     if not any(map(str.strip, latexes)): raise FormulaGanError(f"{source_name(arguments.file)} holds no formula")
-    tell_comments([(f"line {number}", latex) for number, latex in numbered])
+    tell_comments([(f"line {line}", latex) for line, latex in numbered])
     with atomic_folder(out) as folder:
         skipped = render_folder(latexes, render_styles(arguments, len(latexes)), folder, arguments.workers)
-        if len(skipped) == len(latexes): raise FormulaGanError(f"none of the {len(latexes)} formulas could be typeset: {skipped[0][2]}")
+        if len(skipped) == len(latexes):
+            raise FormulaGanError(f"none of the {len(latexes)} formulas could be typeset: {skipped[0][2]}")
     return report(len(latexes) - len(skipped), skipped, f"images in {out}", out / "skipped.tsv")
 
 
@@ -156,18 +160,20 @@ def report(
     "Say what was done and what was not."
     print(f"{done} {what}" + (f", {len(skipped)} skipped" if skipped else ""))
     for where, value, why in skipped[:show]: print(f"skipped {where}: {str(value)[:60]!r}: {why}", file=sys.stderr)
-    if len(skipped) > show: print(f"... and {len(skipped) - show} more" + (f", see {listed}" if listed else ""), file=sys.stderr)
+    if len(skipped) > show:
+        print(f"... and {len(skipped) - show} more" + (f", see {listed}" if listed else ""), file=sys.stderr)
     return 1 if skipped else 0
 
 # %% ../nbs/09d_cli.ipynb #a9000002
 def numbered_formulas(
     path: str,  # .csv or .jsonl; anything else, and - for the standard input, is text with one formula a line
     column: str = "latex",  # of the CSV or JSON lines
-) -> list[tuple[int, str]]:  # line on which it begins, from 1; LaTeX: what a CSV or JSON line lacks comes out empty
+) -> list[tuple[int, str]]:  # line on which it begins, from 1, and LaTeX, empty where a CSV or JSON line has none
     "The formulas of a file; raises `FormulaGanError` for a file that cannot be read or has no such column."
     import csv
     kind = Path(path).suffix.lower().replace(".ndjson", ".jsonl")
-    if kind in (".json", ".tsv", ".xlsx", ".parquet"): raise FormulaGanError(f"{path}: formulas come as text (one a line), .csv or .jsonl: convert it first")
+    if kind in (".json", ".tsv", ".xlsx", ".parquet"):
+        raise FormulaGanError(f"{path}: formulas come as text (one a line), .csv or .jsonl: convert it first")
     lines = read_lines(path)
     if kind == ".csv":
         csv.field_size_limit(2**24)
@@ -175,13 +181,15 @@ def numbered_formulas(
         try: rows = [(reader.line_num, row) for row in reader]
         except csv.Error as error: raise FormulaGanError(f"{path} is not CSV: {error}") from None
         if many := [n for n, (_, row) in enumerate(rows, 1) if None in row]:
-            raise FormulaGanError(f"{path}, row {many[0]} below the header has more fields than that: put formulas with commas in double quotes")
+            raise FormulaGanError(f"{path}, row {many[0]} below the header has more fields than that: "
+                                  "put formulas with commas in double quotes")
         found = []
         for last, row in rows:
             fields = {(name or "").strip(): value or "" for name, value in row.items()}
             if column not in fields:
                 raise FormulaGanError(f"{path} has no column {column!r}: name one of {', '.join(fields)} with --column")
-            first = last - sum(value.count("\n") for value in fields.values())  # a quoted field can fill several lines
+            # a quoted field can fill several lines
+            first = last - sum(value.count("\n") for value in fields.values())
             found.append((first, fields[column]))
         return found
     if kind != ".jsonl": return list(enumerate(lines, 1))
@@ -191,7 +199,8 @@ def numbered_formulas(
         except (ValueError, RecursionError): raise FormulaGanError(f"{path}, line {number} is not JSON") from None
         if isinstance(value, dict): value = value.get(column, "")
         formulas.append(value if isinstance(value, str) else "")
-    if formulas and not any(formulas): raise FormulaGanError(f"{path} has no text under {column!r}: name the key with --column")
+    if formulas and not any(formulas):
+        raise FormulaGanError(f"{path} has no text under {column!r}: name the key with --column")
     return list(enumerate(formulas, 1))
 
 
@@ -228,23 +237,31 @@ def synthesize_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan synthesize`."
-    numbered, (shard, device) = numbered_formulas(arguments.file, arguments.column), own_part(arguments.shard)
+    numbered = numbered_formulas(arguments.file, arguments.column)
+    shard, device = own_part(arguments.shard)
     latexes = [latex for _, latex in numbered]
     if not any(map(str.strip, latexes)): raise FormulaGanError(f"{source_name(arguments.file)} holds no formula")
-    tell_comments([(f"line {number}", latex) for number, latex in numbered])
-    launched = not arguments.shard and "WORLD_SIZE" in os.environ  # a launcher ends all processes when one ends with another code than 0
+    tell_comments([(f"line {line}", latex) for line, latex in numbered])
+    # a launcher ends all processes when one ends with another code than 0
+    launched = not arguments.shard and "WORLD_SIZE" in os.environ
     from formula_gan.synthesis import synthesize
-    made = synthesize(latexes, arguments.out, arguments.generator, arguments.styles, arguments.seed, arguments.format, shard, arguments.recognizer,
-                      arguments.min_score, arguments.exact, arguments.scale, arguments.shard_size, device, arguments.workers, sys.stderr.isatty(), arguments.max_minutes)
+    made = synthesize(latexes, arguments.out, arguments.generator, arguments.styles, arguments.seed, arguments.format,
+                      shard, arguments.recognizer, arguments.min_score, arguments.exact, arguments.scale,
+                      arguments.shard_size, device, arguments.workers, sys.stderr.isatty(), arguments.max_minutes)
     if made.skipped and not made.written and not made.dropped and not launched:
         raise FormulaGanError(f"none of the {len(made.skipped)} formulas could be written: {made.skipped[0][2]}")
     if made.read:
+        unknown = made.dropped["vocabulary"]
         print(f"{made.read} images read back, {100 * made.exact / made.read:.1f} % as what was written; dropped: "
               f"{made.dropped['score']} below the score, {made.dropped['reading']} read as something else"
-              + (f", {made.dropped['vocabulary']} with symbols that the recogniser does not know" if made.dropped["vocabulary"] else ""))
-    what, line = f"images in {made.out}" + (f", part {shard}" if shard != "1/1" else ""), "row" if arguments.file.lower().endswith(".csv") else "line"
-    code = report(made.written, [(f"{line} {number + 1}", latex, reason) for number, latex, reason in made.skipped], what, made.out / "manifest")
-    if made.left: print(f"shards left, as the time was over or another process is at them: {made.left}; run the same command again to go on", file=sys.stderr)
+              + (f", {unknown} with symbols that the recogniser does not know" if unknown else ""))
+    what = f"images in {made.out}" + (f", part {shard}" if shard != "1/1" else "")
+    place = "row" if arguments.file.lower().endswith(".csv") else "line"
+    skipped = [(f"{place} {index + 1}", latex, reason) for index, latex, reason in made.skipped]
+    code = report(made.written, skipped, what, made.out / "manifest")
+    if made.left:
+        print(f"shards left, as the time was over or another process is at them: {made.left}; "
+              "run the same command again to go on", file=sys.stderr)
     return 0 if launched else 1 if made.left else code
 
 # %% ../nbs/09d_cli.ipynb #71874802
@@ -293,17 +310,25 @@ def recognize_command(
     from tqdm import tqdm
     from formula_gan.reading import recognize_many
     from formula_gan.task_model import load_recognizer
-    model, paths, done, skipped = load_recognizer(arguments.recognizer), picture_files(arguments.images), 0, []
+    model = load_recognizer(arguments.recognizer)
+    paths = picture_files(arguments.images)
     readings = recognize_many(paths, model, arguments.beam_size)
-    for path, reading in zip(paths, tqdm(readings, "reading", len(paths), unit=" images", disable=None if len(paths) > 1 else True)):
+    quiet = None if len(paths) > 1 else True  # None: quiet unless a terminal watches
+    done = 0
+    skipped = []
+    for path, reading in zip(paths, tqdm(readings, "reading", len(paths), unit=" images", disable=quiet)):
         if isinstance(reading, FormulaGanError):
             skipped.append((path, "", str(reading)))
             continue
         done += 1
-        print(json.dumps({"file": path, **dataclasses.asdict(reading), "complete": reading.complete}) if arguments.json else f"{path}\t{reading.score:.4f}\t{reading.latex}")
+        fields = {"file": path, **dataclasses.asdict(reading), "complete": reading.complete}
+        print(json.dumps(fields) if arguments.json else f"{path}\t{reading.score:.4f}\t{reading.latex}")
         if not reading.complete:
-            print(f"{path}: {100 * reading.unread:.0f} % of the ink is not in the reading (another line, a frame?): crop the picture to one formula", file=sys.stderr)
-    if not done: raise FormulaGanError((f"none of the {len(skipped)} images could be read: " if len(skipped) > 1 else "") + skipped[0][2])
+            print(f"{path}: {100 * reading.unread:.0f} % of the ink is not in the reading (another line, a frame?): "
+                  "crop the picture to one formula", file=sys.stderr)
+    if not done:
+        what = f"none of the {len(skipped)} images could be read: " if len(skipped) > 1 else ""
+        raise FormulaGanError(what + skipped[0][2])
     for path, _, reason in skipped: print(f"skipped {path}: {reason}", file=sys.stderr)
     return 1 if skipped else 0
 
@@ -316,10 +341,12 @@ def evaluate_command(
     if arguments.recognizer or arguments.test_set: return test_set_command(arguments)
     if arguments.predictions is None or arguments.truths is None:
         raise FormulaGanError("give a file of predictions and one of truths, or --recognizer with --test-set")
-    if arguments.predictions == arguments.truths == "-": raise FormulaGanError("predictions and truths cannot both come from the standard input: give a file")
+    if arguments.predictions == arguments.truths == "-":
+        raise FormulaGanError("predictions and truths cannot both come from the standard input: give a file")
     predictions, truths = read_lines(arguments.predictions), read_lines(arguments.truths)
     if len(predictions) != len(truths):
-        raise FormulaGanError(f"{source_name(arguments.predictions)} has {len(predictions)} lines, {source_name(arguments.truths)} {len(truths)}: they must match line by line")
+        raise FormulaGanError(f"{source_name(arguments.predictions)} has {len(predictions)} lines, "
+                              f"{source_name(arguments.truths)} {len(truths)}: they must match line by line")
     if not truths: raise FormulaGanError(f"{source_name(arguments.truths)} holds no formula")
     scores = dataclasses.asdict(evaluate(predictions, truths, strict=arguments.strict))
     show_scores(scores, arguments.json)
@@ -331,7 +358,9 @@ def show_scores(
     as_json: bool,
 ):
     "Scores, one a line or as JSON."
-    if as_json: print(json.dumps(scores)); return
+    if as_json:
+        print(json.dumps(scores))
+        return
     for name, value in scores.items(): print(f"{name:12} {value}" if name == "n" else f"{name:12} {value:.2f} %")
 
 # %% ../nbs/09d_cli.ipynb #77ffd314
@@ -340,13 +369,17 @@ def test_set_command(
 ) -> int:  # exit code
     "`formula-gan evaluate --recognizer X --test-set PATH`."
     if not arguments.recognizer or not arguments.test_set or arguments.predictions:
-        raise FormulaGanError("--recognizer and --test-set belong together, and leave no place for files of predictions and truths")
+        raise FormulaGanError("--recognizer and --test-set belong together, "
+                              "and leave no place for files of predictions and truths")
     from formula_gan.core import pick_device
     from formula_gan.tables import score_test_set
     from formula_gan.task_model import load_recognizer
-    result = score_test_set(load_recognizer(arguments.recognizer, pick_device()), arguments.test_set, arguments.test_norm, arguments.beam_size, sys.stderr.isatty())
+    model = load_recognizer(arguments.recognizer, pick_device())
+    result = score_test_set(model, arguments.test_set, arguments.test_norm, arguments.beam_size, sys.stderr.isatty())
     show_scores(result.scores, arguments.json)
-    if result.unknown: print(f"symbols that the recogniser does not know, and formulas with them: {dict(result.unknown)}", file=sys.stderr)
+    if result.unknown:
+        print(f"symbols that the recogniser does not know, and formulas with them: {dict(result.unknown)}",
+              file=sys.stderr)
     for name, why in result.lost: print(f"counted as wrong {name}: {why}", file=sys.stderr)
     for name, why in result.skipped: print(f"skipped {name}: {why}", file=sys.stderr)
     return 1 if result.lost or result.skipped else 0
@@ -366,7 +399,10 @@ def show_rows(
     columns=("row", "checkpoint", "perplexity", "wer", "exprate", "content_exprate", "profile", "minutes"),
 ):
     "The main columns of some rows of a table as text."
-    cells = [[f"{v:.2f}" if isinstance(v := row.get(c), float) else "" if v is None else str(v) for c in columns] for row in rows]
+    def written(value):
+        if value is None: return ""
+        return f"{value:.2f}" if isinstance(value, float) else str(value)
+    cells = [[written(row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells)]
     for line in (columns, *cells): print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
@@ -379,9 +415,12 @@ def train_command(
     from formula_gan.stages import Unfinished, general_recognizer, generator, make_run
     from formula_gan.tables import choose_row
     if (bool(arguments.row) or arguments.lambda_ is not None) == arguments.recognizer:
-        raise FormulaGanError("name a row with --row or a weight with --lambda (formula-gan table1 --list shows the rows), or ask for --recognizer")
-    run = make_run(arguments.profile, arguments.seed, arguments.data, arguments.max_minutes, **overrides(arguments.set))
-    out, row = Path(arguments.out), None if arguments.recognizer else choose_row(arguments.row, arguments.lambda_)
+        raise FormulaGanError("name a row with --row or a weight with --lambda (formula-gan table1 --list shows the "
+                              "rows), or ask for --recognizer")
+    changes = overrides(arguments.set)
+    run = make_run(arguments.profile, arguments.seed, arguments.data, arguments.max_minutes, **changes)
+    out = Path(arguments.out)
+    row = None if arguments.recognizer else choose_row(arguments.row, arguments.lambda_)
     what = f"generator (row {row.name})" if row else "recogniser"
     if out.suffix != ".safetensors": raise FormulaGanError(f"{out}: weights are written as .safetensors")
     check_place(out)
@@ -405,8 +444,10 @@ def table1_command(
         raise FormulaGanError("name rows with --row, or a weight with --lambda; --list shows the rows")
     unknown = [row for row in arguments.row if row not in names]
     if unknown: raise FormulaGanError(f"no row {unknown[0]!r}: choose among {', '.join(names)}")
-    return run_each(arguments.row or [""], arguments.profile, lambda row: run_row(
-        row, arguments.profile, arguments.lambda_, arguments.seed, arguments.data, arguments.max_minutes, **overrides(arguments.set)))
+    def run(row):
+        return run_row(row, arguments.profile, arguments.lambda_, arguments.seed, arguments.data,
+                       arguments.max_minutes, **overrides(arguments.set))
+    return run_each(arguments.row or [""], arguments.profile, run)
 
 
 def run_each(
@@ -439,10 +480,13 @@ def table2_command(
     if not arguments.row: raise FormulaGanError("name rows with --row; --list shows them")
     for row in arguments.row: choose_recognition_row(row, arguments.train_norm)  # before any work
     if arguments.generator: weights_file(arguments.generator, "generator")
-    return run_each(arguments.row, arguments.profile, lambda row: run_recognition_row(
-        row, arguments.profile, arguments.recipe, arguments.train_norm, tuple(arguments.test_norm), arguments.seed, arguments.data,
-        arguments.max_minutes, arguments.generator, **overrides(arguments.set)), compare_rows,
-        columns=("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high", "n", "profile", "minutes"))
+    def run(row):
+        return run_recognition_row(row, arguments.profile, arguments.recipe, arguments.train_norm,
+                                   tuple(arguments.test_norm), arguments.seed, arguments.data, arguments.max_minutes,
+                                   arguments.generator, **overrides(arguments.set))
+    columns = ("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high", "n",
+               "profile", "minutes")
+    return run_each(arguments.row, arguments.profile, run, compare_rows, columns=columns)
 
 # %% ../nbs/09d_cli.ipynb #4917db95
 EXAMPLES = {
@@ -495,7 +539,9 @@ def number(
     def parse(text):
         try: value = kind(text)
         except ValueError: value = float("nan")
-        if not low <= value < float("inf"): raise argparse.ArgumentTypeError(f"{text!r} must be a {'whole ' if kind is int else ''}number, {low} or more")
+        if not low <= value < float("inf"):
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} must be a {what}, {low} or more")
         return value
     return parse
 
@@ -507,7 +553,8 @@ def add_command(
     text: str,  # what it does
 ) -> argparse.ArgumentParser:
     "A command with its examples under its options."
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog="examples:" + EXAMPLES[name],
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                                 epilog="examples:" + EXAMPLES[name],
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(function=function)
     return parser
@@ -530,14 +577,17 @@ def add_render(
     "`formula-gan render` and its options."
     parser = add_command(commands, "render", render_command, "typeset LaTeX as images, dark ink on white")
     parser.add_argument("latex", nargs="?", help="one formula, after -- if it begins with a minus; or use --file")
-    parser.add_argument("--file", help="formulas: text with one a line, .csv or .jsonl; - for text on the standard input")
+    parser.add_argument("--file",
+                        help="formulas: text with one a line, .csv or .jsonl; - for text on the standard input")
     parser.add_argument("--column", default="latex", help="of a .csv or .jsonl (default latex)")
     parser.add_argument("--out", required=True, help="a .png for one formula, a new folder for a file")
-    parser.add_argument("--font", default="mathnormal", help="mathsf, mathtt, mathit, mathbf, mathrm, mathnormal or textstyle (default mathnormal)")
+    parser.add_argument("--font", default="mathnormal",
+                        help="mathsf, mathtt, mathit, mathbf, mathrm, mathnormal or textstyle (default mathnormal)")
     parser.add_argument("--size", type=float, default=32, help="pixels per em (default 32)")
     parser.add_argument("--padding", type=int, default=4, help="white border in pixels (default 4)")
     parser.add_argument("--spacing", type=float, default=0.0, help="extra space between symbols in em (default 0)")
-    parser.add_argument("--sample", type=number(int), metavar="SEED", help="draw font, size, padding and spacing at random instead")
+    parser.add_argument("--sample", type=number(int), metavar="SEED",
+                        help="draw font, size, padding and spacing at random instead")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
 
 
@@ -545,13 +595,18 @@ def add_evaluate(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan evaluate` and its options."
-    parser = add_command(commands, "evaluate", evaluate_command, "score predicted formulas, or a recogniser on a test set: WER and ExpRate in percent")
-    parser.add_argument("predictions", nargs="?", help="text file, line n is the tokens of prediction n separated by spaces; an empty line is a wrong answer")
+    what = "score predicted formulas, or a recogniser on a test set: WER and ExpRate in percent"
+    parser = add_command(commands, "evaluate", evaluate_command, what)
+    parser.add_argument("predictions", nargs="?",
+                        help="text file, line n is the tokens of prediction n separated by spaces; an empty line is a "
+                             "wrong answer")
     parser.add_argument("truths", nargs="?", help="text file, line n is the tokens of truth n")
     parser.add_argument("--strict", action="store_true", help=r"compare \limits too, which is ignored otherwise")
     parser.add_argument("--recognizer", default="", help="a .safetensors file: reads the test set itself")
-    parser.add_argument("--test-set", default="", metavar="PATH", help="folder or zip of InkML, or of images with a caption file (name, tab, LaTeX)")
-    parser.add_argument("--test-norm", default="", help="height, symbol or symbol-oracle (default: as the recogniser was trained)")
+    parser.add_argument("--test-set", default="", metavar="PATH",
+                        help="folder or zip of InkML, or of images with a caption file (name, tab, LaTeX)")
+    parser.add_argument("--test-norm", default="",
+                        help="height, symbol or symbol-oracle (default: as the recogniser was trained)")
     parser.add_argument("--beam-size", type=int, default=10, help="width of the beam (default 10)")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
 
@@ -560,31 +615,44 @@ def add_synthesize(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan synthesize` and its options."
-    parser = add_command(commands, "synthesize", synthesize_command, "write formulas by hand: a labelled dataset with a manifest")
+    what = "write formulas by hand: a labelled dataset with a manifest"
+    parser = add_command(commands, "synthesize", synthesize_command, what)
     parser.add_argument("file", help="formulas: text with one a line, .csv or .jsonl; - for text on the standard input")
     parser.add_argument("out", help="folder: a new one, or one to go on with")
     parser.add_argument("--column", default="latex", help="of a .csv or .jsonl (default latex)")
-    parser.add_argument("--styles", type=int, default=1, help="images of each formula, with their own font, size, spacing and noise (default 1)")
+    parser.add_argument("--styles", type=int, default=1,
+                        help="images of each formula, with their own font, size, spacing and noise (default 1)")
     parser.add_argument("--seed", type=number(int), default=0, help="of fonts, sizes, spacings and noise (default 0)")
-    parser.add_argument("--format", default="webdataset", help="webdataset (the default; dark ink on white), captions (CoMER's layout, white ink on black; "
-                        "caption.txt comes with the last shard: give the command once more where parts were put together) or imagefolder (Hugging Face's, dark on white)")
-    parser.add_argument("--shard", default="", metavar="K/N", help="make part K of N only, whole shards; under torchrun or accelerate launch each process takes its own")
-    parser.add_argument("--shard-size", type=int, default=1024, help="images of a shard, a multiple of 64 (default 1024)")
+    parser.add_argument("--format", default="webdataset",
+                        help="webdataset (the default; dark ink on white), captions (CoMER's layout, white ink on "
+                             "black; caption.txt comes with the last shard: give the command once more where parts "
+                             "were put together) or imagefolder (Hugging Face's, dark on white)")
+    parser.add_argument("--shard", default="", metavar="K/N",
+                        help="make part K of N only, whole shards; under torchrun or accelerate launch each process "
+                             "takes its own")
+    parser.add_argument("--shard-size", type=int, default=1024,
+                        help="images of a shard, a multiple of 64 (default 1024)")
     parser.add_argument("--scale", type=float, default=1.0, help="enlargement of the images (default 1)")
-    parser.add_argument("--min-score", type=float, default=0.0, help="drop images that the recogniser reads with a lower score, 0 to 1")
+    parser.add_argument("--min-score", type=float, default=0.0,
+                        help="drop images that the recogniser reads with a lower score, 0 to 1")
     parser.add_argument("--exact", action="store_true", help="drop images that the recogniser reads as something else")
-    parser.add_argument("--generator", default="default", help="a .safetensors file (default: the weights shipped; research use, nothing commercial)")
+    parser.add_argument("--generator", default="default",
+                        help="a .safetensors file (default: the weights shipped; research use, nothing commercial)")
     parser.add_argument("--recognizer", help="a .safetensors file, or default: read every image back")
     parser.add_argument("--workers", type=int, default=1, help="processes that typeset (default 1)")
-    parser.add_argument("--max-minutes", type=number(float), help="begin no shard after this time; the same command goes on from there (default, and 0: no limit)")
+    parser.add_argument("--max-minutes", type=number(float),
+                        help="begin no shard after this time; the same command goes on from there (default, and 0: no "
+                             "limit)")
 
 
 def add_recognize(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan recognize` and its options."
-    parser = add_command(commands, "recognize", recognize_command, "read images of handwritten formulas: file, score and LaTeX, one a line")
-    parser.add_argument("images", nargs="+", help="PNG, JPEG, BMP, GIF, TIFF, WebP or PPM; dark on light or light on dark")
+    what = "read images of handwritten formulas: file, score and LaTeX, one a line"
+    parser = add_command(commands, "recognize", recognize_command, what)
+    parser.add_argument("images", nargs="+",
+                        help="PNG, JPEG, BMP, GIF, TIFF, WebP or PPM; dark on light or light on dark")
     parser.add_argument("--recognizer", default="default", help="a .safetensors file (default: the weights shipped)")
     parser.add_argument("--beam-size", type=int, default=10, help="1 is quicker (default 10)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -596,20 +664,27 @@ def add_run_options(
 ):
     "What every command that trains takes."
     parser.add_argument("--profile", default="demo", help="demo, laptop, gpu or paper (default demo)")
-    parser.add_argument("--data", default="", metavar="FOLDER", help="where the real data lies (default: the environment's FORMULA_GAN_DATA)")
-    if gan: parser.add_argument("--lambda", dest="lambda_", type=number(float), help="weight of the task loss; overrides the row's")
+    parser.add_argument("--data", default="", metavar="FOLDER",
+                        help="where the real data lies (default: the environment's FORMULA_GAN_DATA)")
+    if gan:
+        parser.add_argument("--lambda", dest="lambda_", type=number(float),
+                            help="weight of the task loss; overrides the row's")
     parser.add_argument("--seed", type=number(int), default=0, help="of data, weights and noise (default 0)")
-    parser.add_argument("--max-minutes", type=number(float), help="stop training cleanly after this time; the same command goes on from there")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the profile; may be repeated")
+    parser.add_argument("--max-minutes", type=number(float),
+                        help="stop training cleanly after this time; the same command goes on from there")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="change a field of the profile; may be repeated")
 
 
 def add_train(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan train` and its options."
-    parser = add_command(commands, "train", train_command, "train the GAN of a row of Table 1 and write its generator, or the recogniser that reads ink and print")
+    what = "train the GAN of a row of Table 1 and write its generator, or the recogniser that reads ink and print"
+    parser = add_command(commands, "train", train_command, what)
     parser.add_argument("--row", default="", help="1 to 7; without it the row is chosen by --lambda")
-    parser.add_argument("--recognizer", action="store_true", help="train the recogniser of `formula-gan recognize` instead")
+    parser.add_argument("--recognizer", action="store_true",
+                        help="train the recogniser of `formula-gan recognize` instead")
     parser.add_argument("--out", required=True, help="a .safetensors file")
     add_run_options(parser)
 
@@ -618,7 +693,8 @@ def add_table1(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan table1` and its options."
-    parser = add_command(commands, "table1", table1_command, "run rows of Table 1: GAN, synthetic set, recogniser, scores")
+    what = "run rows of Table 1: GAN, synthetic set, recogniser, scores"
+    parser = add_command(commands, "table1", table1_command, what)
     parser.add_argument("--row", nargs="+", default=[], help="rows by name; --list shows them")
     parser.add_argument("--list", action="store_true", help="show the rows and end")
     add_run_options(parser)
@@ -628,21 +704,29 @@ def add_table2(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan table2` and its options."
-    parser = add_command(commands, "table2", table2_command, "run rows of Table 2: synthetic set, large recogniser, scores at both sizes")
+    what = "run rows of Table 2: synthetic set, large recogniser, scores at both sizes"
+    parser = add_command(commands, "table2", table2_command, what)
     parser.add_argument("--row", nargs="+", default=[], help="rows by name; --list shows them")
     parser.add_argument("--list", action="store_true", help="show the rows and end")
-    parser.add_argument("--generator", default="", metavar="WEIGHTS", help="let these weights write the synthetic set, not a GAN trained for the row: a file, or default")
-    parser.add_argument("--recipe", default="", help="guided, modern or paper (default: guided where the profile's network is wide, else modern)")
+    parser.add_argument("--generator", default="", metavar="WEIGHTS",
+                        help="let these weights write the synthetic set, not a GAN trained for the row: a file, or "
+                             "default")
+    parser.add_argument("--recipe", default="",
+                        help="guided, modern or paper (default: guided where the profile's network is wide, else "
+                             "modern)")
     parser.add_argument("--train-norm", default="", help="height, symbol or symbol-oracle (default: the row's own)")
-    parser.add_argument("--test-norm", nargs="+", default=["height", "symbol"], help="any of height, symbol, symbol-oracle (default height symbol)")
+    parser.add_argument("--test-norm", nargs="+", default=["height", "symbol"],
+                        help="any of height, symbol, symbol-oracle (default height symbol)")
     add_run_options(parser, gan=False)
 
 # %% ../nbs/09d_cli.ipynb #ebf96b95
 def build_parser() -> argparse.ArgumentParser:
     "The parser of `formula-gan`."
     from formula_gan import __version__
-    parser = argparse.ArgumentParser("formula-gan", description="Synthetic handwritten formulas: LaTeX in, labelled handwriting out.",
-                                     epilog="formula-gan COMMAND --help shows options and examples; exit codes: 0 all done, 1 done with some inputs skipped and listed, 2 nothing done, or ended by an error")
+    parser = argparse.ArgumentParser(
+        "formula-gan", description="Synthetic handwritten formulas: LaTeX in, labelled handwriting out.",
+        epilog="formula-gan COMMAND --help shows options and examples; exit codes: 0 all done, 1 done with some inputs "
+               "skipped and listed, 2 nothing done, or ended by an error")
     parser.add_argument("--version", action="version", version=f"formula-gan {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (add_normalize, add_render, add_synthesize, add_recognize, add_evaluate): add(commands)
@@ -654,15 +738,19 @@ def main(
     argv: list[str] | None = None,  # None: the process's own
 ) -> int:  # exit code
     "The command line: mistakes of the user become one line on the standard error and exit code 2."
-    parser, words = build_parser(), sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    words = sys.argv[1:] if argv is None else argv
     if not words: parser.exit(2, parser.format_help())
     arguments = parser.parse_args(words)
     try: return arguments.function(arguments)
     except FormulaGanError as error: print(f"formula-gan: {error}", file=sys.stderr)
-    except OSError as error: print(f"formula-gan: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+    except OSError as error:
+        place = error.filename or "input or output"
+        print(f"formula-gan: {place}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         goes_on = arguments.function in (synthesize_command, train_command, table1_command, table2_command)
-        print("formula-gan: interrupted" + (": what is finished is kept, and the same command goes on" if goes_on else ""), file=sys.stderr)
+        kept = ": what is finished is kept, and the same command goes on" if goes_on else ""
+        print(f"formula-gan: interrupted{kept}", file=sys.stderr)
     return 2
 
 # %% ../nbs/09d_cli.ipynb #62b2c9d8
@@ -688,7 +776,8 @@ def keyword_translator() -> type:  # a subclass of papermill's PythonTranslator
 def unknown_parameters(
     nb,  # notebook with the parameters that papermill was given in its metadata
 ) -> list[str]:  # what to say of each that its parameters cell lacks
-    "Misspelt parameters, with the name that was meant. Notebooks that do not use this package are left to papermill's own warning."
+    """Misspelt parameters, with the name that was meant. Notebooks that do not use this package are left to
+    papermill's own warning."""
     import ast, difflib
     cells = [cell.source for cell in nb.cells if "parameters" in cell.metadata.get("tags", ())]
     if not cells or not any("formula_gan" in cell.source for cell in nb.cells): return []
@@ -696,16 +785,19 @@ def unknown_parameters(
     known = [line.target.id for line in lines]
     known += [name[:-1] for name in known if name.endswith("_")]
     wrong = [name for name in nb.metadata.get("papermill", {}).get("parameters", {}) if name not in known]
-    near = {name: difflib.get_close_matches(name, known, 1) for name in wrong}
-    return [f"no parameter {name!r}" + (f": did you mean {near[name][0]!r}?" if near[name] else f": choose among {', '.join(known)}") for name in wrong]
+    def remedy(name):
+        near = difflib.get_close_matches(name, known, 1)
+        return f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(known)}"
+    return [f"no parameter {name!r}: {remedy(name)}" for name in wrong]
 
 
 def drop_progress(nb):
     "Take progress bars out of an executed notebook's outputs."
+    def is_bar(output):
+        if output.output_type != "stream" or output.name != "stderr": return False
+        return "\r" in output.text or "%|" in output.text
     for cell in nb.cells:
-        if cell.cell_type != "code": continue
-        bar = lambda o: o.output_type == "stream" and o.name == "stderr" and ("\r" in o.text or "%|" in o.text)
-        cell.outputs = [output for output in cell.outputs if not bar(output)]
+        if cell.cell_type == "code": cell.outputs = [output for output in cell.outputs if not is_bar(output)]
 
 
 def keyword_engine() -> type:  # a subclass of papermill's NBClientEngine

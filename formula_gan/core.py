@@ -39,26 +39,31 @@ class Profile:
     recognizer_steps: int  # of the small recogniser of Table 1
     printed_formulas: int  # Wikipedia formulas typeset for the GAN's printed stream
     updates: int = 10_000  # of Table 2's recogniser
-    sizing: str = "symbol"  # "symbol" (matched symbol size), "height" (the paper's: all images to `height`) or "symbol-oracle" (ink as high as its true formula in print)
+    # "symbol" (matched symbol size), "height" (the paper's: all images to `height`) or
+    # "symbol-oracle" (ink as high as its true formula in print)
+    sizing: str = "symbol"
     max_tokens: int = 50  # the paper's limit
     l1_anchor: float = 0.0  # weight of the pooled L1 between G's input and output
     anchor_size: int = 4  # px of its pooling: how far ink may move for free
-    matched_targets: bool = False  # D's real images come from the domains that are asked of G; without, evenly from all, as in the paper
+    # D's real images come from the domains that are asked of G; without, evenly from all, as in the paper
+    matched_targets: bool = False
     skip: bool = False  # generator with skip connections; rows trained so are named "... skip"
     lambda_: float = 1.0  # weight of the task loss (Eqs 8, 9)
-    z_reward: float = 0.0  # weight of the reward for pictures that change with z; rows trained so are named "... z"
+    z_reward: float = 0.0  # weight of the reward for pictures that change with z; such rows are named "... z"
     generator_lr: float = 5e-5
     warmup_lr: float = 1e-3  # of the generator, whilst it copies
     discriminator_lr: float = 2e-4
     discriminator_beta1: float = 0.0  # of its Adam
-    discriminator_gain: float = 1.0  # factor of its logits: the Lipschitz constant that spectral normalisation leaves it
+    discriminator_gain: float = 1.0  # factor of its logits: its Lipschitz constant under spectral normalisation
     task_lr: float = 2e-4
     ema_decay: float = 0.999  # of the exported generator
     recognizer_batch: int = 16
     recognizer_lr: float = 1e-4
     reader_steps: int = 20_000  # of the reader that measures what content generated images keep
     recognizer_stride: int = 16  # px of the image per cell of the encoder's map
-    network: str = "dense"  # of the recognisers: "dense" (the paper's), "light" or "thin" (the same with fewer channels), or "wide" (few broad layers, told where symbols stand)
+    # of the recognisers: "dense" (the paper's), "light" or "thin" (the same with fewer channels), or
+    # "wide" (few broad layers, told where symbols stand)
+    network: str = "dense"
     reading_height: float = 0.0  # px, median symbol height of a wide recogniser's images; 0: `symbol_height`
     precision: str = "bf16"  # "bf16" (autocast) or "fp32"
     workers: int = 2  # processes that typeset and read ink
@@ -71,15 +76,20 @@ class Profile:
 # %% ../nbs/00_core.ipynb #7732c171
 PROFILES = {p.name: p for p in (
     Profile("demo", "demo", height=32, symbol_height=8, base_channels=8, batch=8, gan_iterations=80,
-            warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=160, printed_formulas=500, l1_anchor=1.0, skip=True,
-            discriminator_beta1=0.5, discriminator_gain=32, generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8, network="thin", precision="fp32"),
+            warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=160,
+            printed_formulas=500, l1_anchor=1.0, skip=True, discriminator_beta1=0.5, discriminator_gain=32,
+            generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8,
+            network="thin", precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
-            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000, reader_steps=5000, updates=7_100,
-            printed_formulas=8_000, l1_anchor=1.0, anchor_size=8, matched_targets=True, skip=True, z_reward=5.0, generator_lr=2e-4,
-            discriminator_lr=4e-4, discriminator_beta1=0.5, discriminator_gain=32, task_lr=1e-3, recognizer_lr=1e-3, recognizer_stride=8, network="wide", reading_height=15),
+            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000,
+            reader_steps=5000, updates=7_100, printed_formulas=8_000, l1_anchor=1.0, anchor_size=8,
+            matched_targets=True, skip=True, z_reward=5.0, generator_lr=2e-4, discriminator_lr=4e-4,
+            discriminator_beta1=0.5, discriminator_gain=32, task_lr=1e-3, recognizer_lr=1e-3,
+            recognizer_stride=8, network="wide", reading_height=15),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
-            printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32, generator_lr=1e-4, recognizer_lr=5e-4, workers=16, updates=60_000),
+            printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32,
+            generator_lr=1e-4, recognizer_lr=5e-4, workers=16, updates=60_000),
     Profile("paper", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=64, batch=4,
             gan_iterations=300_000, warmup_iterations=0, synthetic_images=300_000, recognizer_steps=100_000,
             printed_formulas=300_000, ema_decay=0.9999, workers=16, updates=270_000),
@@ -124,7 +134,8 @@ def get_profile(
             raise FormulaGanError(f"{field}={getattr(profile, field)!r}: choose one of {', '.join(map(str, allowed))}")
     if profile.discriminator_beta1 >= 1 or profile.ema_decay >= 1:
         raise FormulaGanError("discriminator_beta1 and ema_decay are shares of the past: below 1")
-    may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "z_reward", "ema_decay", "discriminator_beta1", "reading_height")
+    may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "z_reward", "ema_decay",
+                   "discriminator_beta1", "reading_height")
     for field, kind in kinds.items():
         value = getattr(profile, field)
         if kind in (int, float) and (value < 0 or value == 0 and field not in may_be_zero):
@@ -156,8 +167,10 @@ def cache_dir() -> Path:  # not created here
 # %% ../nbs/00_core.ipynb #e9a41bc6
 DATA_FILES = {
     "crohme2014.zip": "CROHME 2014, from the data-set page of TC11 (International Association for Pattern Recognition)",
-    "crohme2014_captions.tsv": "columns split, id, latex: the normal-form captions of CROHME 2014, as recognition papers publish them",
-    "wikipedia_formulas.txt.xz": "one formula a line, from test/en-wiki-formulae-good.json of the npm package mathoid-texvcjs",
+    "crohme2014_captions.tsv": "columns split, id, latex: the normal-form captions of CROHME 2014, "
+                               "as recognition papers publish them",
+    "wikipedia_formulas.txt.xz": "one formula a line, from test/en-wiki-formulae-good.json of the npm package "
+                                 "mathoid-texvcjs",
     "im2latex_formulas.tsv.gz": "columns split, formula_idx, image, latex_norm: Im2Latex-100k, Zenodo record 56198",
 }
 
@@ -202,8 +215,10 @@ def save_weights(
 ):
     "Write a model's weights as safetensors."
     from safetensors.torch import save_file
-    weights = {k: (v.to(dtype or v.dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    with atomic_path(path) as temporary: save_file(weights, temporary, {"kind": f"formula_gan {kind}", **{k: json.dumps(v) for k, v in metadata.items()}})
+    weights = {name: (value.to(dtype or value.dtype) if value.is_floating_point() else value).contiguous()
+               for name, value in model.state_dict().items()}
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    with atomic_path(path) as temporary: save_file(weights, temporary, {"kind": f"formula_gan {kind}", **texts})
 
 
 def weights_file(
@@ -212,7 +227,8 @@ def weights_file(
 ) -> Path:  # an existing file
     "Where weights lie; raises `FormulaGanError` where there are none."
     path = Path(name_or_path)
-    if not path.exists() and path.suffix == "": path = Path(__file__).parent / "weights" / f"{kind}-{name_or_path}.safetensors"
+    if not path.exists() and path.suffix == "":
+        path = Path(__file__).parent / "weights" / f"{kind}-{name_or_path}.safetensors"
     if not path.is_file(): raise FormulaGanError(f"no {kind} {str(name_or_path)!r}: give a .safetensors file")
     return path
 
@@ -226,8 +242,11 @@ def load_weights(
     from safetensors import safe_open
     path = weights_file(name_or_path, kind)
     try:
-        with safe_open(path, "pt") as file: metadata, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
-        if metadata.pop("kind", "") != f"formula_gan {kind}": raise FormulaGanError(f"{path} holds no {kind} of formula_gan")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {k: file.get_tensor(k) for k in file.keys()}
+        if metadata.pop("kind", "") != f"formula_gan {kind}":
+            raise FormulaGanError(f"{path} holds no {kind} of formula_gan")
         metadata = {k: json.loads(v) for k, v in metadata.items()}
         model = build(metadata)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
@@ -296,8 +315,8 @@ def mixed_precision(
     profile: Profile,
     device: str,
 ):  # context manager
-    """bfloat16 autocast where the profile asks for it and the device computes in it. A CPU without AVX512-BF16 or AMX is
-    ten times slower in bfloat16 than in float32; GPUs older than Ampere (T4, V100) emulate it."""
+    """bfloat16 autocast where the profile asks for it and the device computes in it. A CPU without AVX512-BF16 or
+    AMX is ten times slower in bfloat16 than in float32; GPUs older than Ampere (T4, V100) emulate it."""
     import torch
     kind = torch.device(device).type
     able = True
@@ -349,17 +368,19 @@ def tile(
 ):  # PIL image, mode L
     "Lay images out on one white sheet, row by row; columns are as wide as their widest image."
     from PIL import Image, ImageDraw, ImageFont
-    cells, head = [to_image(i, scale) for i in images], 14 if titles is not None else 0
+    cells = [to_image(i, scale) for i in images]
+    head = 14 if titles is not None else 0  # px above each image
     font = ImageFont.load_default(size=11) if head else None
     titles = [t.encode("latin-1", "replace").decode("latin-1") for t in titles] if head else []
     lines = [range(i, min(i + columns, len(cells))) for i in range(0, len(cells), columns)]
-    width = [max([cells[i].width for i in range(c, len(cells), columns)] +
-                 [int(font.getlength(titles[i])) + 1 for i in range(c, len(cells), columns) if head] + [1]) for c in range(columns)]
+    needed = [max(cell.width, int(font.getlength(titles[i])) + 1 if head else 1) for i, cell in enumerate(cells)]
+    width = [max(needed[column::columns], default=1) for column in range(columns)]
     height = [max(cells[i].height for i in line) + head for line in lines]
     sheet = Image.new("L", (sum(width) + gap * (columns + 1), sum(height) + gap * (len(lines) + 1)), 255)
     for row, line in enumerate(lines):
         for column, i in enumerate(line):
-            x, y = gap + sum(width[:column]) + gap * column, gap + sum(height[:row]) + gap * row
+            x = gap + sum(width[:column]) + gap * column
+            y = gap + sum(height[:row]) + gap * row
             if head: ImageDraw.Draw(sheet).text((x, y), titles[i], fill=90, font=font)
             sheet.paste(cells[i], (x, y + head))
     return sheet

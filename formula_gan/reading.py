@@ -110,7 +110,8 @@ def recognize_many(
 ):  # yields a Reading or, for what cannot be read, a FormulaGanError for each image, in order
     "Read many formulas in batches of similar size."
     model = recognizer if isinstance(recognizer, Recognizer) else load_recognizer(recognizer, device)
-    profile, held = trained_profile(model), []
+    profile = trained_profile(model)
+    held = []
     for image in images:
         try: held.append(prepare_image(image, profile))
         except FormulaGanError as error: held.append(error)
@@ -124,7 +125,9 @@ def _read_held(model, held: list, profile: Profile, beam_size: int, device: str)
     whole = [image for image in held if not isinstance(image, FormulaGanError)]
     images = ImageSet(whole, [""] * len(whole), HANDWRITTEN)
     decoded = read_back(model, images, profile, beam_size, device)
-    readings = (Reading(" ".join(h.tokens), float(np.exp(h.score)), round(share, 4)) for h, share in zip(decoded, unread_ink(model, images, decoded, profile, device)))
+    shares = unread_ink(model, images, decoded, profile, device)
+    readings = (Reading(" ".join(h.tokens), float(np.exp(h.score)), round(share, 4))
+                for h, share in zip(decoded, shares))
     for image in held: yield image if isinstance(image, FormulaGanError) else next(readings)
 
 
@@ -134,8 +137,8 @@ def recognize(
     beam_size: int = 10,  # 1 is greedy, and quicker
     device: str = "cpu",
 ) -> Reading:
-    """Read one formula. The image is brought to the size that the recogniser was trained on (`prepare_image`, which says what it takes
-    and raises `FormulaGanError` for what it does not). For many images there is `recognize_many`."""
+    """Read one formula. The image is brought to the size that the recogniser was trained on (`prepare_image`, which
+    says what it takes and raises `FormulaGanError` for what it does not). For many images there is `recognize_many`."""
     [reading] = recognize_many([image], recognizer, beam_size, device)
     if isinstance(reading, FormulaGanError): raise reading
     return reading

@@ -7,7 +7,8 @@ __all__ = ['FONTS', 'RenderError', 'Glyph', 'Rule', 'symbol_height', 'Layout', '
            'RenderStyle', 'sample_style', 'typeset_many', 'render_many']
 
 # %% ../nbs/02_rendering.ipynb #7992e295
-import atexit, contextlib, functools, importlib.util, io, itertools, json, math, multiprocessing, os, re, threading, time, unicodedata
+import atexit, contextlib, functools, importlib.util, io, itertools, json, math, multiprocessing, os, re, threading
+import time, unicodedata
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -83,7 +84,8 @@ class Layout:
 _FILES = ("core", "adaptors/liteDOM", "input/tex-base",
           *(f"input/tex/extensions/{name}" for name in (
               "ams", "newcommand", "boldsymbol", "enclose", "cancel", "centernot", "color", "extpfeil", "gensymb",
-              "mathtools", "mhchem", "textmacros", "textcomp", "unicode", "upgreek", "braket", "amscd", "bbox", "verb")),
+              "mathtools", "mhchem", "textmacros", "textcomp", "unicode", "upgreek", "braket", "amscd", "bbox",
+              "verb")),
           "output/svg", "output/svg/fonts/tex")
 _PACKAGES = ["base", *(f.rpartition("/")[2] for f in _FILES if "extensions" in f), "formula", "mediawiki"]
 _VARIANTS = {"mathsf": "sans-serif", "mathtt": "monospace", "mathit": "-tex-mathit", "mathbf": "bold",
@@ -92,7 +94,8 @@ FONTS = tuple(_VARIANTS)  # the paper's; "textstyle" sets the default font as wi
 _MAX_LENGTH = 10_000  # characters of LaTeX; the longest of Wikipedia's formulas has about 4,000
 _MAX_SECONDS = 8.0  # for one formula; they take milliseconds
 _MAX_MEMORY = 256 * 2**20  # bytes of V8's heap; it needs about 50 MB
-_DEFINES = re.compile(r"\\(?:[egx]?def|let|(?:re|provide)?new\w+|New\w+|Declare\w+|renew\w+|usetagform|mathtoolsset|definecolor)")
+_DEFINES = re.compile(r"\\(?:[egx]?def|let|(?:re|provide)?new\w+|New\w+|Declare\w+|renew\w+|usetagform|"
+                      r"mathtoolsset|definecolor)")
 
 # %% ../nbs/02_rendering.ipynb #a64ea6a6
 _READING = r"""
@@ -107,8 +110,10 @@ Object.defineProperty(item, 'env', {get() { return withFont(this._env) }, set(en
 item.clearEnv = function () { clearEnv.call(this); withFont(this._env) };
 
 // numbers of equations are no part of them
-const skip = (parser, name) => { parser.GetStar(); parser.GetArgument(name) }, nothing = () => {};
-new Tex.SymbolMap.CommandMap('formula', {tag: 'skip', label: 'skip', notag: 'nothing', nonumber: 'nothing'}, {skip, nothing});
+const skip = (parser, name) => { parser.GetStar(); parser.GetArgument(name) };
+const nothing = () => {};
+new Tex.SymbolMap.CommandMap(
+  'formula', {tag: 'skip', label: 'skip', notag: 'nothing', nonumber: 'nothing'}, {skip, nothing});
 Tex.Configuration.Configuration.create('formula', {handler: {macro: ['formula']}, priority: 1});
 new Tex.SymbolMap.CommandMap('mediawiki', SYNONYMS, Tex.base.BaseMethods.default);  // where nothing else defines them
 Tex.Configuration.Configuration.create('mediawiki', {handler: {macro: ['mediawiki']}, priority: 100});
@@ -123,7 +128,8 @@ _SHAPING = r"""
 // a font for letters and digits leaves operators and brackets alone, as in TeX
 function plainOperators({data}) {
   if (variant) data.root.walkTree(node => {
-    if (node.isKind('mo') && node.attributes.getExplicit('mathvariant') === variant) delete node.attributes.getAllAttributes().mathvariant;
+    if (node.isKind('mo') && node.attributes.getExplicit('mathvariant') === variant)
+      delete node.attributes.getAllAttributes().mathvariant;
   });
 }
 
@@ -133,7 +139,8 @@ const visible = node => !node.isKind('mspace') && (node.isToken || node.childNod
 function addSpace({data}) {
   if (spacing) data.root.walkTree(row => {
     if (!row.isKind('mrow') && !row.isKind('inferredMrow')) return;
-    const children = []; let seen = false;
+    const children = [];
+    let seen = false;
     for (const child of row.childNodes) {
       if (visible(child)) {
         if (seen) children.push(data.nodeFactory.create('node', 'mspace', [], {width: spacing + 'em'}));
@@ -198,7 +205,8 @@ def _mathjax_folder() -> Path:
     raise RenderError("MathJax's files are missing: pip install django-static-mathjax==3.2.2.1")
 
 # %% ../nbs/02_rendering.ipynb #828f217d
-_engine, _engine_process, _lock = None, None, threading.Lock()
+_engine, _engine_process = None, None
+_lock = threading.Lock()
 
 
 @atexit.register  # V8's thread must end before the interpreter does, else it is waited for in vain
@@ -258,7 +266,9 @@ _ARGUMENTS = {"M": 2, "L": 2, "T": 2, "Q": 4, "H": 1, "V": 1, "Z": 0}
 def _segments(path: str):
     "Yields (command, control point or None, end point) in absolute coordinates; `Z` ends at the contour's start."
     tokens = iter(re.findall(r"[MLHVQTZ]|-?\d+\.?\d*", path))
-    command, x, y, start, mirror = "M", 0.0, 0.0, (0.0, 0.0), None
+    command = "M"
+    mirror = None
+    x, y = start = (0.0, 0.0)
     for token in tokens:
         values = [] if token in _ARGUMENTS else [float(token)]
         command = token if token in _ARGUMENTS else command
@@ -293,7 +303,8 @@ def _contour_boxes(path: str) -> tuple[tuple[float, float, float, float], ...]:
             continue
         for axis in (0, 1):
             low, high = _span(a[axis], control[axis] if control else a[axis], b[axis])
-            boxes[-1][axis], boxes[-1][axis + 2] = min(boxes[-1][axis], low), max(boxes[-1][axis + 2], high)
+            boxes[-1][axis] = min(boxes[-1][axis], low)
+            boxes[-1][axis + 2] = max(boxes[-1][axis + 2], high)
     return tuple(tuple(box) for box in boxes if box[2] > box[0] or box[3] > box[1])
 
 # %% ../nbs/02_rendering.ipynb #4c09a0f8
@@ -303,7 +314,8 @@ def _relative_path(path: str, scale_x: float, scale_y: float) -> tuple[float, fl
     digits = 0 if abs(scale_x) == abs(scale_y) == 1 else 1
     def place(point): return round(point[0] * scale_x, digits), round(point[1] * scale_y, digits)
     def step(a, b): return f"{b[0] - a[0]:.{digits}f} {b[1] - a[1]:.{digits}f}".replace("-0 ", "0 ").replace(".0", "")
-    first, parts = None, []
+    first = None
+    parts = []
     for command, a, control, b in _segments(path):
         a, b = place(a), place(b)
         if command == "M" and first is None: first = b
@@ -325,7 +337,7 @@ def _transform(text: str, scale_x: float, scale_y: float, x: float, y: float) ->
 
 
 def _plain(char: str) -> str:
-    "A letter or digit without its style, except double-struck, script and Fraktur ones, which are symbols of their own."
+    "A letter or digit without its style; double-struck, script and Fraktur ones are symbols of their own and stay."
     name = unicodedata.name(char, "")
     styled = name.startswith("MATHEMATICAL") and 0x1D400 <= ord(char) < 0x1D800 or char == "\u210e"
     if not styled or any(kind in name for kind in ("DOUBLE-STRUCK", "SCRIPT", "FRAKTUR")): return char
@@ -334,7 +346,9 @@ def _plain(char: str) -> str:
 # %% ../nbs/02_rendering.ipynb #48a83b53
 class _Builder:
     "Collects the outlines and boxes of a formula; lengths in 1/1000 em, y downwards."
-    def __init__(self): self.parts, self.owners, self.glyphs, self.rules, self.boxes = [], [], {}, [], []
+    def __init__(self):
+        self.parts, self.owners, self.rules, self.boxes = [], [], [], []
+        self.glyphs = {}
 
     def glyph(self, path, frame, key, char):
         "One outline; outlines of one `key` (pieces of a bracket, strokes of an unequal sign) make one glyph."
@@ -349,7 +363,8 @@ class _Builder:
         if right <= left or bottom <= top: return
         if key is None: self._rule(left, top, right, bottom)
         else: self._box(key, char, left, top, right, bottom)
-        self._path(f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z", ("rule", len(self.rules) - 1) if key is None else ("glyph", key))
+        owner = ("rule", len(self.rules) - 1) if key is None else ("glyph", key)
+        self._path(f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z", owner)
 
     def polygon(self, corners):
         "A filled slanted bar."
@@ -375,11 +390,13 @@ class _Builder:
         left, top, right, bottom = (f(side) for f, side in zip((min, min, max, max), zip(*self.boxes)))
         lines = [key for key, (char, _) in self.glyphs.items() if char in _LINES]
         symbols = [key for key in self.glyphs if key not in lines]
-        place = {("glyph", key): n for n, key in enumerate(symbols)} | {("rule", n): len(symbols) + n for n in range(len(self.rules))}
-        place |= {("glyph", key): len(symbols) + len(self.rules) + n for n, key in enumerate(lines)}
+        order = [*(("glyph", key) for key in symbols), *(("rule", n) for n in range(len(self.rules))),
+                 *(("glyph", key) for key in lines)]
+        place = {owner: n for n, owner in enumerate(order)}
+        glyphs = tuple(Glyph(self.glyphs[key][0], *_rounded(self.glyphs[key][1])) for key in symbols)
+        rules = (*self.rules, *(Rule(*_rounded(self.glyphs[key][1])) for key in lines))
         return Layout(f'<g transform="scale(.001)">{"".join(self.parts)}</g>', *_rounded((left, top, right, bottom)),
-                      tuple(Glyph(self.glyphs[key][0], *_rounded(self.glyphs[key][1])) for key in symbols),
-                      (*self.rules, *(Rule(*_rounded(self.glyphs[key][1])) for key in lines)), tuple(place[owner] for owner in self.owners))
+                      glyphs, rules, tuple(place[owner] for owner in self.owners))
 
 
 _LINES = ("\u2015", "\u203e", "\u00af", "_")  # characters that MathJax stretches into over- and underlines
@@ -396,13 +413,15 @@ def _read_svg(svg: str) -> Layout:
     if lacking: raise RenderError(_one_line(f"the typesetter's font lacks {lacking[1]!r}"))
     try: root = ElementTree.fromstring(re.sub(r' xmlns="[^"]*"', "", svg))
     except ElementTree.ParseError as error: raise RenderError(f"the typesetter's output is broken: {error}") from None
-    builder, number = _Builder(), itertools.count()
+    builder = _Builder()
+    number = itertools.count()
     stack = [(root, (1.0, 1.0, 0.0, 0.0), None, None, "")]  # element, transform, clip, glyph's key and character
     while stack:
         element, frame, clip, key, char = stack.pop()
         frame = _transform(element.get("transform", ""), *frame)
         if key is None and element.get("data-c"):
-            key, char = next(number), _plain(chr(int(element.get("data-c"), 16)))
+            key = next(number)
+            char = _plain(chr(int(element.get("data-c"), 16)))
         if element.tag == "path" and element.get("data-c"):
             if element.get("d"): _add_glyph(builder, element.get("d"), frame, clip, key, char)
         elif element.tag in ("rect", "line", "ellipse", "polygon", "path"): _add_shape(builder, element, frame)
@@ -418,7 +437,8 @@ def _read_svg(svg: str) -> Layout:
 def _corners(frame, left, bottom, right, top) -> tuple[float, float, float, float]:
     "A box in the formula's coordinates: (left, top, right, bottom), y downwards."
     scale_x, scale_y, x, y = frame
-    across, down = sorted((x + scale_x * left, x + scale_x * right)), sorted((y + scale_y * bottom, y + scale_y * top))
+    across = sorted((x + scale_x * left, x + scale_x * right))
+    down = sorted((y + scale_y * bottom, y + scale_y * top))
     return across[0], down[0], across[1], down[1]
 
 # %% ../nbs/02_rendering.ipynb #d3a5a6d8
@@ -433,17 +453,18 @@ def _add_shape(builder: _Builder, element, frame):
     "Bars, the lines of tables, and what `\\cancel` and `\\enclose` draw."
     if element.get("data-bgcolor") or element.get("data-hitbox"): return
     def value(name, default=0.0): return float(element.get(name, default))
+    def box(): return _corners(frame, value("x"), value("y"), value("x") + value("width"), value("y") + value("height"))
     stroke = abs(frame[0]) * _stroke_width(element)
     if element.tag == "line":
         (x1, y1, x2, y2) = (frame[i % 2] * value(k) + frame[2 + i % 2] for i, k in enumerate(("x1", "y1", "x2", "y2")))
         return _add_line(builder, x1, y1, x2, y2, stroke)
     if element.tag == "rect" and element.get("fill") != "none" and not element.get("data-frame"):
-        return builder.bar(*_corners(frame, value("x"), value("y"), value("x") + value("width"), value("y") + value("height")))
+        return builder.bar(*box())
     if element.tag == "polygon":
         points = [[float(v) for v in point.split(",")] for point in element.get("points").split()]
         return builder.polygon([(frame[0] * u + frame[2], frame[1] * v + frame[3]) for u, v in points])
     if element.tag == "rect" and not element.get("rx"):
-        left, top, right, bottom = _corners(frame, value("x"), value("y"), value("x") + value("width"), value("y") + value("height"))
+        left, top, right, bottom = box()
         for x in (left, right): _add_line(builder, x, top, x, bottom, stroke)
         for y in (top, bottom): _add_line(builder, left - stroke / 2, y, right + stroke / 2, y, stroke)
         return
@@ -474,7 +495,8 @@ def typeset(
     if font not in FONTS: raise RenderError(f"no font {font!r}: choose one of {', '.join(FONTS)}")
     spacing = _number("spacing", spacing, 0, 10)
     if not strip_comments(latex).strip(): raise RenderError("nothing to draw: the formula is empty")
-    if len(latex) > _MAX_LENGTH: raise RenderError(f"the formula has {len(latex)} characters, more than {_MAX_LENGTH}")
+    if len(latex) > _MAX_LENGTH:
+        raise RenderError(f"the formula has {len(latex)} characters, more than {_MAX_LENGTH}")
     control = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", latex)
     if control: raise RenderError(f"the formula holds the control character U+{ord(control[0]):04X}: remove it")
     return _read_svg(_ask_engine(_bare(latex), _VARIANTS[font], spacing, font != "textstyle"))
@@ -493,7 +515,8 @@ def _number(name: str, value, least: float, most: float, kind=float):
     try: number = kind(value)
     except (TypeError, ValueError, OverflowError): number = math.nan
     if not least <= number <= most or number != value:
-        raise RenderError(f"{name}={value!r} must be {'a whole' if kind is int else 'a'} number from {least:g} to {most:g}")
+        what = "a whole number" if kind is int else "a number"
+        raise RenderError(f"{name}={value!r} must be {what} from {least:g} to {most:g}")
     return number
 
 # %% ../nbs/02_rendering.ipynb #559d5b4d
@@ -508,7 +531,8 @@ def draw_svg(
     "The one rasteriser, for print and ink. Raises `RenderError` for an image without area or of more than 64 Mpx."
     from resvg_py import svg_to_bytes
     if not (width >= 1 and height >= 1 and width * height <= _MAX_PIXELS):
-        raise RenderError(f"cannot draw an image of {width} x {height} px: at least 1 x 1, at most {_MAX_PIXELS >> 20} Mpx")
+        raise RenderError(f"cannot draw an image of {width} x {height} px: "
+                          f"at least 1 x 1, at most {_MAX_PIXELS >> 20} Mpx")
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{body}</svg>'
     try: png = bytes(svg_to_bytes(svg_string=svg, skip_system_fonts=True))
     except Exception as error: raise RenderError(_one_line(f"the rasteriser failed: {error}")) from None
@@ -523,7 +547,8 @@ def draw(
     bold: float = 0.0,  # px by which strokes are made thicker, half of it on each side
 ) -> np.ndarray:  # float32 (h, w), ink 1
     "Draw a layout; the ink's box, rounded up to whole pixels, lies `padding` px from each border."
-    em, bold = _number("size", em, 0.1, 10_000), _number("bold", bold, 0, 1000)
+    em = _number("size", em, 0.1, 10_000)
+    bold = _number("bold", bold, 0, 1000)
     padding = _number("padding", padding, 0, 10_000, int)
     width, height = (max(1, math.ceil(side * em + bold - 1e-6)) for side in (layout.width, layout.height))
     x, y = padding + bold / 2 - layout.left * em, padding + bold / 2 - layout.top * em
@@ -557,8 +582,11 @@ def sample_style(
 ) -> RenderStyle:  # drawn from the paper's ranges
     "Font, size 16-50 px and padding 0-15 px as in the paper; spacing 0 in half of the draws, else 0-0.3 em."
     rng = np.random.default_rng(rng)
-    font, size, padding = FONTS[rng.integers(len(FONTS))], int(rng.integers(16, 51)), int(rng.integers(0, 16))
-    wide, spacing = rng.random() < 0.5, round(float(rng.uniform(0, 0.3)), 3)
+    font = FONTS[rng.integers(len(FONTS))]
+    size = int(rng.integers(16, 51))
+    padding = int(rng.integers(0, 16))
+    wide = rng.random() < 0.5
+    spacing = round(float(rng.uniform(0, 0.3)), 3)
     return RenderStyle(font, size, padding, spacing if wide else 0.0)
 
 # %% ../nbs/02_rendering.ipynb #eed14726
@@ -571,7 +599,8 @@ def typeset_many(
 ) -> list:  # a Layout or a RenderError for each formula, in order
     "Typeset formulas in parallel. In a script call it under `if __name__ == '__main__':`, as always with processes."
     latexes = list(latexes)
-    fonts, spacings = _for_each(fonts, latexes, "fonts"), _for_each(spacings, latexes, "spacings")
+    fonts = _for_each(fonts, latexes, "fonts")
+    spacings = _for_each(spacings, latexes, "spacings")
     return _many(_typeset_or_error, list(zip(latexes, fonts, spacings)), workers, progress, "typeset")
 
 
@@ -583,7 +612,8 @@ def render_many(
 ) -> list:  # an image or a RenderError for each formula, in order
     "Render formulas in parallel. In a script call it under `if __name__ == '__main__':`, as always with processes."
     latexes = list(latexes)
-    return _many(_render_or_error, list(zip(latexes, _for_each(styles, latexes, "styles"))), workers, progress, "render")
+    styles = _for_each(styles, latexes, "styles")
+    return _many(_render_or_error, list(zip(latexes, styles)), workers, progress, "render")
 
 # %% ../nbs/02_rendering.ipynb #f7a4e68b
 def _for_each(value, latexes: list, name: str) -> list:
@@ -617,7 +647,8 @@ def _many(work, jobs: list, workers: int | None, progress: bool, verb: str) -> l
     if workers is not None and workers < 1: raise RenderError(f"workers={workers} must be 1 or more")
     workers = workers or (1 if len(jobs) <= _FEW else _cores())
     chunks = [jobs[i:i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
-    results, workers = [], min(workers, len(chunks))
+    results = []
+    workers = min(workers, len(chunks))
     with tqdm(total=len(jobs), desc=verb, unit="formula", disable=not progress) as bar:
         def collect(parts):
             for part in parts:

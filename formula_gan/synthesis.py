@@ -21,8 +21,10 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .core import FormulaGanError, Profile, atomic_path, cast_value, derive_seed, get_profile, mixed_precision, pick_device, tile
-from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, print_bold, scale_image
+from .core import (FormulaGanError, Profile, atomic_path, cast_value, derive_seed, get_profile,
+                              mixed_precision, pick_device, tile)
+from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, print_bold,
+                              scale_image)
 from .reading import read_back, trained_profile
 from .scans import open_image
 from .rendering import FONTS, typeset_many
@@ -63,7 +65,8 @@ def handwrite(
             fake = (255 * fake.float().clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
             for row, n in enumerate(group): written[n] = trim(fake[row, 0], prints.shapes[n], profile)
             bar.update(len(group))
-    return ImageSet(written, prints.tokens, HANDWRITTEN, [{**e, "seed": seed, "number": n} for n, e in enumerate(prints.extra)])
+    extra = [{**e, "seed": seed, "number": n} for n, e in enumerate(prints.extra)]
+    return ImageSet(written, prints.tokens, HANDWRITTEN, extra)
 
 
 def trim(
@@ -117,8 +120,11 @@ def plan_item(
     number, style = divmod(index, styles)
     item_seed = derive_seed("item", seed, number, style)
     rng = np.random.default_rng(item_seed)
-    font, size, wide, spacing = FONTS[rng.integers(len(FONTS))], rng.uniform(*SIZES), rng.random() < 0.3, rng.uniform(0, 0.3)
-    return Item(number, style, latexes[number], item_seed, font, round(float(size), 3), round(float(spacing), 3) if wide else 0.0)
+    font = FONTS[rng.integers(len(FONTS))]
+    size = round(float(rng.uniform(*SIZES)), 3)
+    wide = rng.random() < 0.3
+    spacing = round(float(rng.uniform(0, 0.3)), 3)
+    return Item(number, style, latexes[number], item_seed, font, size, spacing if wide else 0.0)
 
 # %% ../nbs/08_synthesis.ipynb #a8000021
 LARGEST_AREA = 640_000  # px of an image with its margin
@@ -133,8 +139,10 @@ def print_item(
     if isinstance(layout, Exception): raise layout
     em = item.size * profile.symbol_height / layout.symbol_height
     if profile.sizing == "height": em = profile.height / layout.height
-    h, w = (round(side * em + print_bold(profile)) + 2 * margin(profile) + 2 for side in (layout.height, layout.width))
-    if h * w > LARGEST_AREA: raise FormulaGanError(f"it would have {w:,} x {h:,} px, more than {LARGEST_AREA:,}: split the formula")
+    border = 2 * margin(profile) + 2
+    h, w = (round(side * em + print_bold(profile)) + border for side in (layout.height, layout.width))
+    if h * w > LARGEST_AREA:
+        raise FormulaGanError(f"it would have {w:,} x {h:,} px, more than {LARGEST_AREA:,}: split the formula")
     return draw_print(layout, profile, item.size)
 
 
@@ -142,18 +150,22 @@ def print_items(
     items: list[Item],
     profile: Profile,
     workers: int = 1,  # processes that typeset
-) -> tuple[ImageSet, list[int], dict[int, str]]:  # the printed images; which item each is; reasons of the others, by place in `items`
-    "Typeset items in their fonts."
+) -> tuple[ImageSet, list[int], dict[int, str]]:  # the printed images, their places in `items`, reasons by place
+    "Typeset items in their fonts; an item that cannot be printed has a reason in place of an image."
     reasons, forms = {}, {}
     for i, item in enumerate(items):
-        try: forms[i] = forms[i - 1] if i - 1 in forms and items[i - 1].latex == item.latex else normalize(item.latex)
+        as_before = i - 1 in forms and items[i - 1].latex == item.latex
+        try: forms[i] = forms[i - 1] if as_before else normalize(item.latex)
         except TokenizeError as error: reasons[i] = str(error)
     chosen = list(forms)
-    layouts = typeset_many([forms[i] for i in chosen], [items[i].font for i in chosen], [items[i].spacing for i in chosen], workers, False)
+    fonts = [items[i].font for i in chosen]
+    spacings = [items[i].spacing for i in chosen]
+    layouts = typeset_many(list(forms.values()), fonts, spacings, workers, False)
     images, places = [], []
     for i, layout in zip(chosen, layouts):
-        try: images.append(print_item(layout, items[i], profile)); places.append(i)
+        try: images.append(print_item(layout, items[i], profile))
         except FormulaGanError as error: reasons[i] = str(error)
+        else: places.append(i)
     return ImageSet(images, [forms[i] for i in places], PRINTED), places, reasons
 
 # %% ../nbs/08_synthesis.ipynb #a8000031
@@ -174,10 +186,15 @@ def write_items(
     images, tokens, kept = [], [], []
     for start in range(0, len(items), BLOCK):
         block = [p for p, i in enumerate(places) if start <= i < start + BLOCK]
-        written = handwrite(generator, prints.subset(block), profile, seed, device, False, [items[places[p]].item_seed for p in block])
+        seeds = [items[places[p]].item_seed for p in block]
+        written = handwrite(generator, prints.subset(block), profile, seed, device, False, seeds)
         for n, p in enumerate(block):
-            if written[n].size > 1: images.append(written[n]); tokens.append(prints.tokens[p]); kept.append(places[p])
-            else: reasons[places[p]] = "the generator wrote nothing"
+            if written[n].size <= 1:
+                reasons[places[p]] = "the generator wrote nothing"
+                continue
+            images.append(written[n])
+            tokens.append(prints.tokens[p])
+            kept.append(places[p])
         if bar is not None: bar.update(min(BLOCK, len(items) - start))
     return ImageSet(images, tokens, HANDWRITTEN), kept, reasons
 
@@ -187,7 +204,8 @@ def encode_image(
     kind: str,  # "png": dark ink on white; "bmp": white ink on black, 0 or 255
 ) -> bytes:
     "An image with a border of 4 px as a file's content."
-    image, content = np.pad(image, 4), io.BytesIO()
+    image = np.pad(image, 4)
+    content = io.BytesIO()
     picture = np.where(image < 128, 0, 255).astype("uint8") if kind == "bmp" else 255 - image
     Image.fromarray(picture).save(content, kind)
     return content.getvalue()
@@ -201,7 +219,8 @@ def write_tar(
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in files:
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o644
+            entry.size = len(content)
+            entry.mode = 0o644
             archive.addfile(entry, io.BytesIO(content))
 
 
@@ -220,7 +239,8 @@ def _to_json(line: dict) -> bytes: return json.dumps(line).encode() + b"\n"
 def _tar_files(images, lines):
     "WebDataset: an image and its line of the manifest under one key."
     for image, line in zip(images, lines):
-        yield from ((f"{line['key']}.png", encode_image(image, "png")), (f"{line['key']}.json", _to_json(line)))
+        yield f"{line['key']}.png", encode_image(image, "png")
+        yield f"{line['key']}.json", _to_json(line)
 
 
 def _caption_files(images, lines):
@@ -235,15 +255,18 @@ def _imagefolder_files(images, lines):
 
 
 FORMATS = {  # name: where a shard goes, how it is written, which files
-    "webdataset": ("{}.tar", write_tar, _tar_files), "captions": ("img/{}", write_folder, _caption_files),
-    "imagefolder": ("train/{}", write_folder, _imagefolder_files)}
+    "webdataset": ("{}.tar", write_tar, _tar_files),
+    "captions": ("img/{}", write_folder, _caption_files),
+    "imagefolder": ("train/{}", write_folder, _imagefolder_files),
+}
 
 
 def check_format(
     name: str,  # one of `FORMATS`
 ):
     "Raise `FormulaGanError` for any other."
-    if name == "inkml": raise FormulaGanError("InkML holds pen strokes, and the generator writes pixels: choose " + ", ".join(FORMATS))
+    if name == "inkml":
+        raise FormulaGanError("InkML holds pen strokes, and the generator writes pixels: choose " + ", ".join(FORMATS))
     if name not in FORMATS: raise FormulaGanError(f"no format {name!r}: choose " + ", ".join(FORMATS))
 
 # %% ../nbs/08_synthesis.ipynb #a8000061
@@ -254,8 +277,11 @@ def claim_shard(
 ):  # a context: whether this process alone is at the shard
     "Keep other processes of this machine, and of others where the file system can, from a shard."
     try: import fcntl
-    except ImportError: yield True; return  # no POSIX system: processes there need parts
-    path, mine = out / f".{name}.lock", True
+    except ImportError:  # no POSIX system: processes there need parts
+        yield True
+        return
+    path = out / f".{name}.lock"
+    mine = True
     with open(path, "w") as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: mine = False
@@ -288,7 +314,8 @@ def write_shard(
     try:
         write(work / "shard", files(images, [line for line in lines if "skipped" not in line]))
         (work / "manifest").write_bytes(b"".join(map(_to_json, lines)))
-        target, manifest = out / pattern.format(name), out / "manifest" / f"{name}.jsonl"
+        target = out / pattern.format(name)
+        manifest = out / "manifest" / f"{name}.jsonl"
         for path in (target, manifest): path.parent.mkdir(exist_ok=True)
         if target.is_dir(): shutil.rmtree(target)
         os.replace(work / "shard", target)
@@ -312,7 +339,8 @@ def claim_folder(
     path = out / "synthesis.json"
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise FormulaGanError(f"cannot make the folder {out}: {error.strerror}") from None
-    other = [p for p in out.iterdir() if not p.name.startswith(".")]  # before the next line: another process may begin the same set now
+    # before the next line: another process may begin the same set now
+    other = [p for p in out.iterdir() if not p.name.startswith(".")]
     if not path.exists():
         if other: raise FormulaGanError(f"{out} holds other files: name a new folder")
         with atomic_path(path) as temporary: temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
@@ -321,7 +349,8 @@ def claim_folder(
     except ValueError: raise FormulaGanError(f"{path} is damaged: name another folder") from None
     for name, value in settings.items():
         if found.get(name) != value:
-            raise FormulaGanError(f"{out} holds a set with {name} = {found.get(name)!r}, not {value!r}: name another folder, or the same {name} to go on with it")
+            raise FormulaGanError(f"{out} holds a set with {name} = {found.get(name)!r}, not {value!r}: "
+                                  f"name another folder, or the same {name} to go on with it")
 
 
 def write_captions(
@@ -329,7 +358,10 @@ def write_captions(
 ):
     "`caption.txt` of the format `captions`: image name without its ending, a tab, tokens."
     with atomic_path(out / "caption.txt") as temporary, open(temporary, "w", encoding="utf-8") as captions:
-        captions.writelines(f"{line['file'].removeprefix('img/').removesuffix('.bmp')}\t{line['tokens']}\n" for line in read_manifest(out) if "skipped" not in line)
+        for line in read_manifest(out):
+            if "skipped" in line: continue
+            name = line["file"].removeprefix("img/").removesuffix(".bmp")
+            captions.write(f"{name}\t{line['tokens']}\n")
 
 # %% ../nbs/08_synthesis.ipynb #a8000071
 @dataclass(frozen=True)
@@ -349,10 +381,12 @@ class Filter:
         if self.model is None or not len(images): return [{}] * len(images)
         own = trained_profile(self.model)
         scale = own.symbol_height / profile.symbol_height
-        fields, known = [], set(self.model.vocab.to_list())
+        fields = []
+        known = set(self.model.vocab.to_list())
         same = ImageSet([scale_image(image, scale) for image in images], images.tokens, images.domain)
         for truth, (tokens, score) in zip(images.tokens, read_back(self.model, same, own, 1, device)):
-            reading, score = " ".join(tokens), round(float(np.exp(score)), 4)
+            reading = " ".join(tokens)
+            score = round(float(np.exp(score)), 4)
             why = "score" if score < self.min_score else "reading" if self.exact and reading != truth else ""
             if why and not known.issuperset(truth.split()): why = "vocabulary"
             fields.append({"reading": reading, "score": score, **({"skipped": why} if why else {})})
@@ -364,11 +398,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # how a system says that there
 
 @dataclass
 class Synthesis:
-    "What a call of `synthesize` brought; with several parts, of its own shards only."
+    "What a call of `synthesize` did; with several parts, of its own shards only."
     out: Path
     written: int = 0  # images
-    skipped: list = field(default_factory=list)  # (number of the formula from 0, latex, reason), once for each formula and reason
-    dropped: Counter = field(default_factory=Counter)  # by the filter: "score", "reading", or "vocabulary" where the recogniser lacks a symbol
+    # (number of the formula from 0, latex, reason), once for each formula and reason
+    skipped: list = field(default_factory=list)
+    # by the filter: "score", "reading", or "vocabulary" where the recogniser lacks a symbol
+    dropped: Counter = field(default_factory=Counter)
     read: int = 0  # images that a recogniser read
     exact: int = 0  # of these, read as what was written
     shards: int = 0  # made by this call
@@ -377,7 +413,9 @@ class Synthesis:
 
     def add(self, line: dict):  # a manifest's
         why = line.get("skipped")
-        if "reading" in line: self.read += 1; self.exact += line["reading"] == line["tokens"]
+        if "reading" in line:
+            self.read += 1
+            self.exact += line["reading"] == line["tokens"]
         if why is None: self.written += 1
         elif "reading" in line: self.dropped[why] += 1
         elif (entry := (line["number"], line["latex"], why)) not in self.skipped[-1:]: self.skipped.append(entry)
@@ -405,18 +443,22 @@ def make_shard(
     bar,  # progress bar
 ):
     "One shard: items to handwriting, read back, written with its manifest."
-    profile, seed = trained_profile(generator), settings["seed"]
+    profile = trained_profile(generator)
+    seed = settings["seed"]
     images, places, reasons = write_items(items, generator, profile, seed, device, workers, bar)
-    lines = {i: {"number": items[i].number, "style": items[i].style, "latex": items[i].latex, "skipped": reason} for i, reason in reasons.items()}
-    kept, folder = [], FORMATS[settings["format"]][0].format(name)
+    lines = {i: {"number": items[i].number, "style": items[i].style, "latex": items[i].latex, "skipped": reason}
+             for i, reason in reasons.items()}
+    kept = []
+    folder = FORMATS[settings["format"]][0].format(name)
     suffix = "bmp" if settings["format"] == "captions" else "png"
     for n, (i, fields) in enumerate(zip(places, filter.read(images, profile, device))):
-        item, image = items[i], scale_image(images[n], settings["scale"])
+        item = items[i]
         file = {} if "skipped" in fields else {"file": f"{folder}/{item.name}.{suffix}"}
         lines[i] = {"key": item.name, **file, "number": item.number, "style": item.style, "latex": item.latex,
-                    "tokens": images.tokens[n], "font": item.font, "size": round(item.size * profile.symbol_height, 2), "spacing": item.spacing,
+                    "tokens": images.tokens[n], "font": item.font,
+                    "size": round(item.size * profile.symbol_height, 2), "spacing": item.spacing,
                     "seed": seed, "item_seed": item.item_seed, "weights": settings["weights"], **fields}
-        if "skipped" not in fields: kept.append(image)
+        if "skipped" not in fields: kept.append(scale_image(images[n], settings["scale"]))
     write_shard(out, name, settings["format"], kept, [lines[i] for i in sorted(lines)])
 
 # %% ../nbs/08_synthesis.ipynb #a8000083
@@ -430,8 +472,11 @@ def check_options(
 ):
     "Raise `FormulaGanError` for arguments of `synthesize` that cannot be meant."
     if not latexes: raise FormulaGanError("no formulas: give at least one")
-    if shard_size < BLOCK or shard_size % BLOCK: raise FormulaGanError(f"shard_size={shard_size} must be a multiple of {BLOCK}")
-    for name, value, low, high in (("styles", styles, 1, 100), ("min_score", min_score, 0, 1), ("scale", scale, 0.25, 8), ("workers", workers, 1, 1024)):
+    if shard_size < BLOCK or shard_size % BLOCK:
+        raise FormulaGanError(f"shard_size={shard_size} must be a multiple of {BLOCK}")
+    ranges = (("styles", styles, 1, 100), ("min_score", min_score, 0, 1), ("scale", scale, 0.25, 8),
+              ("workers", workers, 1, 1024))
+    for name, value, low, high in ranges:
         if not low <= value <= high: raise FormulaGanError(f"{name}={value} must be from {low} to {high}")
 
 
@@ -441,11 +486,12 @@ def set_settings(
     recognizer: Recognizer | None,
     **options,  # arguments of `synthesize`
 ) -> dict:  # JSON values
-    "What determines a set, as it stands in its `synthesis.json`, with the terms that the generator's training data set."
+    "What determines a set, as its `synthesis.json` has it, with the terms of the data that the generator learnt from."
     formulas = hashlib.sha256("\n".join(map(str, latexes)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     facts = getattr(generator, "facts", {})
+    terms = {name: facts[name] for name in ("row", "data", "licence") if name in facts}
     return {"version": 1, "formulas": formulas, "count": len(latexes), **options, "weights": weights_digest(generator),
-            "recognizer": recognizer and weights_digest(recognizer), "generator": {k: facts[k] for k in ("row", "data", "licence") if k in facts}}
+            "recognizer": recognizer and weights_digest(recognizer), "generator": terms}
 
 # %% ../nbs/08_synthesis.ipynb #a8000084
 def make_shards(
@@ -458,21 +504,32 @@ def make_shards(
     **tools,  # the other arguments of `make_shard`
 ) -> Synthesis:
     "The shards of a part, each made unless its manifest is there."
-    size, styles, result = settings["shard_size"], settings["styles"], Synthesis(out)
-    count, end = len(latexes) * styles, time.monotonic() + 60 * (max_minutes or math.inf)
-    mine = range(0, count, size)[part[0] - 1::part[1]]
-    with tqdm(total=sum(min(size, count - s) for s in mine), desc="writing", unit=" images", disable=not progress, mininterval=1) as bar:
-        for start in mine:
-            name, indices = f"shard-{start // size:05d}", range(start, min(start + size, count))
+    size, styles = settings["shard_size"], settings["styles"]
+    result = Synthesis(out)
+    count = len(latexes) * styles
+    end = time.monotonic() + 60 * (max_minutes or math.inf)
+    starts = range(0, count, size)[part[0] - 1::part[1]]
+    total = sum(min(size, count - start) for start in starts)
+    with tqdm(total=total, desc="writing", unit=" images", disable=not progress, mininterval=1) as bar:
+        for start in starts:
+            name = f"shard-{start // size:05d}"
+            indices = range(start, min(start + size, count))
             if not (found := is_finished(out, name, settings["format"])):
-                if result.shards and time.monotonic() > end: result.left += 1; continue
+                if result.shards and time.monotonic() > end:
+                    result.left += 1
+                    continue
                 with claim_shard(out, name) as mine:
                     if mine and not (found := is_finished(out, name, settings["format"])):
-                        make_shard([plan_item(latexes, i, styles, settings["seed"]) for i in indices], name, out, settings, bar=bar, **tools)
-                if not mine: result.left += 1; continue
+                        items = [plan_item(latexes, i, styles, settings["seed"]) for i in indices]
+                        make_shard(items, name, out, settings, bar=bar, **tools)
+                if not mine:
+                    result.left += 1
+                    continue
             if found: bar.update(len(indices))
-            result.found, result.shards = result.found + found, result.shards + (not found)
-            for line in (out / "manifest" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(): result.add(json.loads(line))
+            result.found += found
+            result.shards += not found
+            manifest = (out / "manifest" / f"{name}.jsonl").read_text(encoding="utf-8")
+            for line in manifest.splitlines(): result.add(json.loads(line))
     whole = len(list((out / "manifest").glob("shard-*.jsonl"))) == -(-count // size)
     if whole and settings["format"] == "captions": write_captions(out)
     return result
@@ -486,7 +543,7 @@ def synthesize(
     seed: int = 0,
     format: str = "webdataset",  # one of `FORMATS`
     shard: str = "1/1",  # part k of n, for several processes or machines
-    recognizer: Recognizer | str | Path | None = None,  # reads every image back; None: "default" where the filter wants one
+    recognizer: Recognizer | str | Path | None = None,  # reads images back; None: "default" where the filter needs it
     min_score: float = 0.0,  # drop images that are read with less, 0 to 1
     exact: bool = False,  # drop images that are read as something else
     scale: float = 1.0,  # enlargement of the written images
@@ -496,52 +553,76 @@ def synthesize(
     progress: bool = True,
     max_minutes: float | None = None,  # begin no shard after this time, but for a first one; the same call goes on
 ) -> Synthesis:
-    """Handwriting for a list of LaTeX, as shards with a manifest. Formulas that cannot be written are listed, never fatal. Give the same call again
-    after an interruption: finished shards are kept. Raises `FormulaGanError` for impossible arguments, a folder with another set, a full disk."""
+    """Handwriting for a list of LaTeX, as shards with a manifest. Formulas that cannot be written are listed, never
+    fatal. Give the same call again after an interruption: finished shards are kept. Raises `FormulaGanError` for
+    impossible arguments, a folder with another set, a full disk."""
     if isinstance(latexes, (str, bytes, Path)): raise FormulaGanError("latexes is one text: give a list of formulas")
-    latexes, out, part = [latex if isinstance(latex, str) else None for latex in latexes], Path(out), parse_shard(shard)
-    styles, seed, shard_size, workers = (cast_value(*one, int) for one in (("styles", styles), ("seed", seed), ("shard_size", shard_size), ("workers", workers)))
-    min_score, scale = cast_value("min_score", min_score, float), cast_value("scale", scale, float)
+    latexes = [latex if isinstance(latex, str) else None for latex in latexes]
+    out = Path(out)
+    part = parse_shard(shard)
+    styles = cast_value("styles", styles, int)
+    seed = cast_value("seed", seed, int)
+    shard_size = cast_value("shard_size", shard_size, int)
+    workers = cast_value("workers", workers, int)
+    min_score = cast_value("min_score", min_score, float)
+    scale = cast_value("scale", scale, float)
     check_format(format)
     check_options(latexes, styles, shard_size, min_score, scale, workers)
     device = device or pick_device()
     if recognizer is None and (min_score or exact): recognizer = "default"
     model = load_recognizer(recognizer) if isinstance(recognizer, (str, Path)) else recognizer
     generator = generator if isinstance(generator, Generator) else load_generator(generator)
-    settings = set_settings(latexes, generator, model, styles=styles, seed=seed, format=format, min_score=min_score, exact=exact, scale=scale,
-                            shard_size=shard_size)
+    settings = set_settings(latexes, generator, model, styles=styles, seed=seed, format=format, min_score=min_score,
+                            exact=exact, scale=scale, shard_size=shard_size)
     chosen = Filter(model and model.to(device, memory_format=torch.channels_last).eval(), min_score, exact)
     try:
         claim_folder(out, settings)
-        return make_shards(latexes, out, settings, part, max_minutes, progress, generator=generator, filter=chosen, device=device, workers=workers)
+        return make_shards(latexes, out, settings, part, max_minutes, progress,
+                           generator=generator, filter=chosen, device=device, workers=workers)
     except OSError as error:
-        kept, remedy = len(list(out.glob("manifest/shard-*.jsonl"))), "make room" if error.errno in FULL else "mend this"
-        raise FormulaGanError(f"{out}: {error.strerror or error}; {kept} finished shards are kept: {remedy} and give the same command again") from None
+        kept = len(list(out.glob("manifest/shard-*.jsonl")))
+        remedy = "make room" if error.errno in FULL else "mend this"
+        raise FormulaGanError(f"{out}: {error.strerror or error}; {kept} finished shards are kept: "
+                              f"{remedy} and give the same command again") from None
 
 # %% ../nbs/08_synthesis.ipynb #a8000092
-SUMMARY_COLUMNS = ("source", "items", "share", "images", "formulas", "left_out", "dropped", "read", "exact_percent", "tokens_median", "tokens_95", "fonts",
-                   "size_low", "size_high", "megabytes", "seed", "styles", "format", "weights", "recognizer")
+SUMMARY_COLUMNS = ("source", "items", "share", "images", "formulas", "left_out", "dropped", "read", "exact_percent",
+                   "tokens_median", "tokens_95", "fonts", "size_low", "size_high", "megabytes", "seed", "styles",
+                   "format", "weights", "recognizer")
 
 
 def summarize_set(
     out: str | Path,  # folder made by `synthesize`, finished or not
 ) -> dict:  # columns of `SUMMARY_COLUMNS` without the source
-    "A set in one line: items done and their share of the whole, what was left out, what was read back, lengths in tokens, sizes in px."
-    out, fonts, tokens, sizes, formulas = Path(out), set(), [], [], set()
-    if not (out / "synthesis.json").is_file(): raise FormulaGanError(f"{out} holds no set: name a folder that `synthesize` made")
-    settings, total, items = json.loads((out / "synthesis.json").read_text(encoding="utf-8")), Synthesis(out), 0
+    """A set in one line: items done and their share of the whole, what was left out, what was read back, lengths in
+    tokens, sizes in px."""
+    out = Path(out)
+    if not (out / "synthesis.json").is_file():
+        raise FormulaGanError(f"{out} holds no set: name a folder that `synthesize` made")
+    settings = json.loads((out / "synthesis.json").read_text(encoding="utf-8"))
+    total = Synthesis(out)
+    fonts, formulas = set(), set()
+    tokens, sizes = [], []
+    items = 0
     for line in read_manifest(out):
         items += 1
         total.add(line)
         if "skipped" in line: continue
-        tokens.append(line["tokens"].count(" ") + 1); sizes.append(line["size"]); fonts.add(line["font"]); formulas.add(line["tokens"])
+        tokens.append(line["tokens"].count(" ") + 1)
+        sizes.append(line["size"])
+        fonts.add(line["font"])
+        formulas.add(line["tokens"])
     if not items: raise FormulaGanError(f"{out} holds no finished shard yet: let `synthesize` go on")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    quantile = lambda values, share: round(float(np.quantile(values, share)), 2) if values else 0
-    return dict(items=items, share=round(items / (settings["count"] * settings["styles"]), 4), images=total.written, formulas=len(formulas), left_out=items - total.written - total.dropped.total(),
-                dropped=total.dropped.total(), read=total.read, exact_percent=round(100 * total.exact / total.read, 2) if total.read else None,
-                tokens_median=quantile(tokens, 0.5), tokens_95=quantile(tokens, 0.95), fonts=len(fonts), size_low=quantile(sizes, 0), size_high=quantile(sizes, 1),
-                megabytes=round(size / 2**20, 1), **{name: settings[name] for name in ("seed", "styles", "format", "weights", "recognizer")})
+    dropped = total.dropped.total()
+    def quantile(values, share): return round(float(np.quantile(values, share)), 2) if values else 0
+    return dict(
+        items=items, share=round(items / (settings["count"] * settings["styles"]), 4), images=total.written,
+        formulas=len(formulas), left_out=items - total.written - dropped, dropped=dropped, read=total.read,
+        exact_percent=round(100 * total.exact / total.read, 2) if total.read else None,
+        tokens_median=quantile(tokens, 0.5), tokens_95=quantile(tokens, 0.95), fonts=len(fonts),
+        size_low=quantile(sizes, 0), size_high=quantile(sizes, 1), megabytes=round(size / 2**20, 1),
+        **{name: settings[name] for name in ("seed", "styles", "format", "weights", "recognizer")})
 
 
 def open_written(
@@ -582,8 +663,10 @@ def set_gallery(
 ) -> Image.Image:  # mode L
     "Some images of a set, drawn at random, under their formulas."
     lines = [line for line in read_manifest(out) if "skipped" not in line]
-    chosen = first_pictures(out, [lines[n] for n in np.random.default_rng(seed).permutation(len(lines))], count, widest)
-    return tile([picture for _, picture in chosen], columns, [_shortened(line["latex"]) for line, _ in chosen], gap=10)
+    shuffled = [lines[n] for n in np.random.default_rng(seed).permutation(len(lines))]
+    chosen = first_pictures(out, shuffled, count, widest)
+    titles = [_shortened(line["latex"]) for line, _ in chosen]
+    return tile([picture for _, picture in chosen], columns, titles, gap=10)
 
 # %% ../nbs/08_synthesis.ipynb #a8000095
 THRESHOLDS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -592,15 +675,21 @@ THRESHOLDS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 def score_thresholds(
     out: str | Path,  # folder made by `synthesize` with a recogniser
 ):  # pandas DataFrame, a row for each of `THRESHOLDS`
-    """What each `min_score` keeps: `kept` images, in percent of all that were read; `exact_percent` of the kept are read as what was written,
-    and `exact_kept_percent` of all that are read so are kept."""
+    """What each `min_score` keeps: `kept` images, `kept_percent` of all that were read; `exact_percent` of the kept are
+    read as what was written, and `exact_kept_percent` of all that are read so are kept."""
     import pandas
     lines = [line for line in read_manifest(out) if "reading" in line]
     if not lines: raise FormulaGanError(f"{out} holds no readings: give `synthesize` a recogniser")
-    scores, exact = np.array([line["score"] for line in lines]), np.array([line["reading"] == line["tokens"] for line in lines])
-    share = lambda part, whole: round(100 * part / whole, 1) if whole else None
-    return pandas.DataFrame([{"min_score": least, "kept": int(kept.sum()), "kept_percent": share(kept.sum(), len(lines)), "exact_percent": share((exact & kept).sum(), kept.sum()),
-                              "exact_kept_percent": share((exact & kept).sum(), exact.sum())} for least in THRESHOLDS for kept in [scores >= least]])
+    scores = np.array([line["score"] for line in lines])
+    exact = np.array([line["reading"] == line["tokens"] for line in lines])
+    def share(part, whole): return round(100 * part / whole, 1) if whole else None
+    rows = []
+    for least in THRESHOLDS:
+        kept = scores >= least
+        both = (exact & kept).sum()
+        rows.append({"min_score": least, "kept": int(kept.sum()), "kept_percent": share(kept.sum(), len(lines)),
+                     "exact_percent": share(both, kept.sum()), "exact_kept_percent": share(both, exact.sum())})
+    return pandas.DataFrame(rows)
 
 
 def readback_sheet(
@@ -609,11 +698,16 @@ def readback_sheet(
     seed: int = 0,  # of the choice
     widest: int = 240,  # px; wider ones are passed over
 ) -> Image.Image:  # mode L
-    "Images that are read as what was written, drawn at random, each beside one of the lowest scores, with score and reading."
+    """Images that are read as what was written, drawn at random, each beside one that is misread with one of the lowest
+    scores; score and reading stand above them."""
     lines = [line for line in read_manifest(out) if "reading" in line and "file" in line]
     exact = [line for line in lines if line["reading"] == line["tokens"]]
+    shuffled = [exact[n] for n in np.random.default_rng(seed).permutation(len(exact))]
     lost = sorted((line for line in lines if line["reading"] != line["tokens"]), key=lambda line: line["score"])
-    pairs = zip(first_pictures(out, [exact[n] for n in np.random.default_rng(seed).permutation(len(exact))], count, widest), first_pictures(out, lost, count, widest))
+    pairs = zip(first_pictures(out, shuffled, count, widest), first_pictures(out, lost, count, widest))
     chosen = [one for pair in pairs for one in pair]
-    titles = [f"{line['score']:.2f}" + ("" if line["reading"] == line["tokens"] else f", read as {_shortened(line['reading'], 34)}") for line, _ in chosen]
+    def title(line):
+        misread = "" if line["reading"] == line["tokens"] else f", read as {_shortened(line['reading'], 34)}"
+        return f"{line['score']:.2f}{misread}"
+    titles = [title(line) for line, _ in chosen]
     return tile([picture for _, picture in chosen], 4, titles, gap=10)

@@ -25,7 +25,7 @@ from .tokenizer import PAD, Vocab
 # %% ../nbs/06_task_model.ipynb #3fcc479c
 @dataclass(frozen=True)
 class RecognizerConfig:
-    "The shape of a recogniser. The defaults are the small model of Table 1; `layers=16, multi_scale=True` is Table 2's."
+    "The shape of a recogniser. The defaults are Table 1's small model; `layers=16, multi_scale=True` is Table 2's."
     layers: int = 6  # bottleneck layers in each of the three dense blocks
     growth: int = 24  # channels that each layer adds
     stem_channels: int = 48  # of the first convolution
@@ -42,16 +42,19 @@ class RecognizerConfig:
     symbol_map: bool = False  # a layer that names the symbol in each cell; training uses it, reading does not
 
     def __post_init__(self):
-        if self.wide and (self.stride != 8 or self.multi_scale): raise FormulaGanError("a wide encoder has stride 8 and one scale")
+        if self.wide and (self.stride != 8 or self.multi_scale):
+            raise FormulaGanError("a wide encoder has stride 8 and one scale")
         if self.stride not in (4, 8, 16): raise FormulaGanError(f"stride={self.stride}: choose 4, 8 or 16")
-        if self.early_pooling and self.stride != 8: raise FormulaGanError(f"early_pooling is for stride 8, not {self.stride}")
+        if self.early_pooling and self.stride != 8:
+            raise FormulaGanError(f"early_pooling is for stride 8, not {self.stride}")
 
 # %% ../nbs/06_task_model.ipynb #7edf45b6
 class _Take(torch.autograd.Function):
     "Rows of a matrix at distinct positions; backward writes them back onto zeros."
     @staticmethod
     def forward(ctx, matrix, index):
-        ctx.save_for_backward(index); ctx.size = matrix.shape[0]
+        ctx.save_for_backward(index)
+        ctx.size = matrix.shape[0]
         return matrix.index_select(0, index)
     @staticmethod
     def backward(ctx, grad):
@@ -78,7 +81,8 @@ class Cells:
         self,
         mask: torch.Tensor,  # (B,1,h,w), above 0 where there is image
     ):
-        self.mask, self.batch, self.size = mask, mask.shape[0], tuple(mask.shape[-2:])
+        self.mask = mask
+        self.batch, self.size = mask.shape[0], tuple(mask.shape[-2:])
         valid = mask.flatten() > 0
         self.index = valid.nonzero()[:, 0]
         self.full = len(self.index) == len(valid)
@@ -109,8 +113,10 @@ class DenseLayer(nn.Module):
     "One bottleneck layer: rows (cells, C) -> rows (cells, growth)."
     def __init__(self, channels: int, growth: int, dropout: float):
         super().__init__()
-        self.norm1, self.squeeze = NormReLU(channels), nn.Linear(channels, 4 * growth, bias=False)
-        self.norm2, self.conv = NormReLU(4 * growth), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+        self.norm1 = NormReLU(channels)
+        self.squeeze = nn.Linear(channels, 4 * growth, bias=False)
+        self.norm2 = NormReLU(4 * growth)
+        self.conv = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: torch.Tensor, cells: Cells) -> torch.Tensor:
@@ -134,17 +140,21 @@ class Encoder(nn.Module):
     def __init__(self, config: RecognizerConfig):
         super().__init__()
         stem, layers, growth, dropout = config.stem_channels, config.layers, config.growth, config.dropout
-        self.stride, early = config.stride, config.early_pooling
-        self.pool_stem, self.pools = config.stride == 16 or early, (True, not early)
+        self.stride = config.stride
+        early = config.early_pooling
+        self.pool_stem = config.stride == 16 or early
+        self.pools = (True, not early)
         self.stem = nn.Conv2d(1, stem, 7, stride=1 if config.stride == 4 else 2, padding=3, bias=False)
-        self.stem_norm, widths = NormReLU(stem), [stem]
+        self.stem_norm = NormReLU(stem)
+        widths = [stem]
         self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
         for n in range(3):
             self.blocks.append(DenseBlock(widths[-1], layers, growth, dropout))
             full = widths[-1] + layers * growth
             if n < 2: self.transitions.append(nn.Sequential(NormReLU(full), nn.Linear(full, full // 2, bias=False)))
             widths.append(full // 2)
-        self.norm, self.channels = NormReLU(full), [full]
+        self.norm = NormReLU(full)
+        self.channels = [full]
         self.branch = max(n for n in (0, 1) if self.pools[n]) if config.multi_scale else None
         if config.multi_scale:  # leaves the trunk before its last pooling
             fine = widths[self.branch + 1]
@@ -165,14 +175,16 @@ class Encoder(nn.Module):
         cells = Cells(mask) if self.stride == 4 else Cells(mask).halved()
         rows = self.stem_norm(cells.rows(self.stem(x)))
         if self.pool_stem:  # zeros are neutral: nothing is below 0 after the ReLU
-            maps, cells = F.max_pool2d(cells.maps(rows), 2), cells.halved()
+            maps = F.max_pool2d(cells.maps(rows), 2)
+            cells = cells.halved()
             rows = cells.rows(maps)
         scales = []
         for n, (block, transition) in enumerate(zip(self.blocks, [*self.transitions, self.norm])):
             rows = transition(block(rows, cells))
             if n == self.branch: scales.append((self.fine_norm(self.fine_block(rows, cells)), cells))
             if n < 2 and self.pools[n]:
-                maps, cells = F.avg_pool2d(cells.maps(rows), 2), cells.halved()
+                maps = F.avg_pool2d(cells.maps(rows), 2)
+                cells = cells.halved()
                 rows = cells.rows(maps)
         return [(rows, cells), *scales]
 
@@ -180,7 +192,8 @@ class Encoder(nn.Module):
 class WideLayer(nn.Sequential):
     "Convolution, batch normalisation, ReLU; maps (B,C,h,w)."
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1):
-        super().__init__(nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+        convolution = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
         nn.init.kaiming_normal_(self[0].weight)
 
 
@@ -188,9 +201,11 @@ class WideBlock(nn.Module):
     "Dense layers on maps; with `squeeze` each has a 1 x 1 bottleneck of that many channels."
     def __init__(self, channels: int, layers: int, growth: int, squeeze: int, dropout: float):
         super().__init__()
-        widths = [channels + n * growth for n in range(layers)]
-        parts = [[WideLayer(width, squeeze, 1), WideLayer(squeeze, growth, 3)] if squeeze else [WideLayer(width, growth, 3)] for width in widths]
-        self.layers, self.dropout = nn.ModuleList(map(nn.ModuleList, parts)), nn.Dropout(dropout)
+        def parts(width):
+            if not squeeze: return [WideLayer(width, growth, 3)]
+            return [WideLayer(width, squeeze, 1), WideLayer(squeeze, growth, 3)]
+        self.layers = nn.ModuleList(nn.ModuleList(parts(channels + n * growth)) for n in range(layers))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -211,7 +226,8 @@ class WideEncoder(nn.Module):
         self.fine = WideBlock(stem, fine, fine_growth, 0, 0.0)
         self.transition = WideLayer(stem + fine * fine_growth, 2 * stem, 1)
         self.coarse = WideBlock(2 * stem, config.layers, growth, 3 * growth, config.dropout)
-        self.stride, self.channels = 8, [2 * stem + config.layers * growth]
+        self.stride = 8
+        self.channels = [2 * stem + config.layers * growth]
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, Cells]]:
         border = (0, -x.shape[-1] % 8, 0, -x.shape[-2] % 8)
@@ -246,7 +262,8 @@ class _Look(torch.autograd.Function):
     @staticmethod
     def forward(ctx, attention, features, looks):
         ctx.save_for_backward(attention, features)
-        ctx.looks, ctx.place = looks, len(looks)
+        ctx.looks = looks
+        ctx.place = len(looks)
         looks.append(None)
         return torch.bmm(attention, features)
     @staticmethod
@@ -282,7 +299,8 @@ class CoverageAttention(nn.Module):
     def memory(self, rows: torch.Tensor, cells: Cells) -> Memory:
         looks = []
         features = _Features.apply(cells.maps(rows.float()).flatten(2).transpose(1, 2).contiguous(), looks)
-        return Memory(features, self.key(features)[:, None].to(rows.dtype), (cells.mask.flatten(2) <= 0) * -1e9, cells.size, looks)
+        keys = self.key(features)[:, None].to(rows.dtype)
+        return Memory(features, keys, (cells.mask.flatten(2) <= 0) * -1e9, cells.size, looks)
 
     def forward(
         self,
@@ -328,17 +346,21 @@ class Decoder(nn.Module):
         self.attend = nn.ModuleList(CoverageAttention(c, config) for c in channels)
         self.start = nn.Linear(sum(channels), hidden)
         self.embed = nn.Embedding(tokens, embedding)
-        self.ask, self.read = nn.GRUCell(embedding, hidden), nn.GRUCell(sum(channels), hidden)
-        self.out_state, self.out_seen = nn.Linear(hidden, embedding), nn.Linear(sum(channels), embedding, bias=False)
+        self.ask = nn.GRUCell(embedding, hidden)
+        self.read = nn.GRUCell(sum(channels), hidden)
+        self.out_state = nn.Linear(hidden, embedding)
+        self.out_seen = nn.Linear(sum(channels), embedding, bias=False)
         self.out_token = nn.Linear(embedding, embedding, bias=False)
-        self.dropout, self.out = nn.Dropout(config.dropout), nn.Linear(embedding // 2, tokens)
+        self.dropout = nn.Dropout(config.dropout)
+        self.out = nn.Linear(embedding // 2, tokens)
 
     def begin(self, scales: list[tuple[torch.Tensor, Cells]]) -> tuple[list[Memory], State]:
         "Memories, and the first state: tanh of a linear of the mean feature over the valid cells."
         memories = [attend.memory(rows, cells) for attend, (rows, cells) in zip(self.attend, scales)]
         counts = [(m.bias[:, 0] == 0).sum(1, keepdim=True).clamp(min=1) for m in memories]
         mean = torch.cat([m.features.sum(1) / n for m, n in zip(memories, counts)], 1)
-        return memories, State(self.start(mean).tanh()[:, None], tuple(torch.zeros_like(m.bias, dtype=mean.dtype) for m in memories))
+        past = tuple(torch.zeros_like(m.bias, dtype=mean.dtype) for m in memories)
+        return memories, State(self.start(mean).tanh()[:, None], past)
 
     def gates(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "What a token (...) gives to the first GRU (..., 3 * hidden) and to the output (..., embedding)."
@@ -394,8 +416,11 @@ def attention_loss(
     "Minus the logarithm of the attention inside the token's box, averaged over tokens that have one."
     def inside(low, high, count):  # share of each cell between low and high
         edge = torch.arange(count, device=look.device) * stride
-        return (torch.minimum(edge + stride, high[..., None] + grow) - torch.maximum(edge, low[..., None] - grow) > 0).float()
-    across, down = inside(boxes[..., 0], boxes[..., 2], look.shape[3]), inside(boxes[..., 1], boxes[..., 3], look.shape[2])
+        end = torch.minimum(edge + stride, high[..., None] + grow)
+        begin = torch.maximum(edge, low[..., None] - grow)
+        return (end - begin > 0).float()
+    across = inside(boxes[..., 0], boxes[..., 2], look.shape[3])
+    down = inside(boxes[..., 1], boxes[..., 3], look.shape[2])
     placed = ~boxes[..., 0].isnan()
     mass = ((look * across[:, :, None]).sum(3) * down).sum(2)
     return -(mass[placed] + 1e-4).log().sum() / placed.sum().clamp(min=1)
@@ -436,7 +461,8 @@ class Recognizer(nn.Module):
         config: RecognizerConfig = RecognizerConfig(),
     ):
         super().__init__()
-        self.vocab, self.config, self.grammar = vocab, config, Grammar(vocab)
+        self.vocab, self.config = vocab, config
+        self.grammar = Grammar(vocab)
         self.encoder = WideEncoder(config) if config.wide else Encoder(config)
         self.decoder = Decoder(self.encoder.channels, len(vocab), config)
         self.symbols = nn.Linear(self.encoder.channels[0], len(vocab)) if config.symbol_map else None
@@ -445,11 +471,14 @@ class Recognizer(nn.Module):
     def encode(self, x: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[torch.Tensor, Cells]]:
         "Features of each scale, under autocast if the caller asks for it."
         if x.ndim != 4 or x.shape[1] != 1 or mask is not None and mask.shape != x.shape:
-            raise FormulaGanError(f"images must be (B,1,H,W) and the mask of the same shape, not {tuple(x.shape)} and {None if mask is None else tuple(mask.shape)}")
+            other = None if mask is None else tuple(mask.shape)
+            raise FormulaGanError(f"images must be (B,1,H,W) and the mask of the same shape, "
+                                  f"not {tuple(x.shape)} and {other}")
         return self.encoder(x, torch.ones_like(x) if mask is None else mask)
 
     def memories(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[list[Memory], State]:
-        "What the decoder starts from. Of its loop only the attention's scores follow the encoder's precision; the rest is too small to gain."
+        """What the decoder starts from. Of its loop only the attention's scores follow the encoder's precision; the
+        rest is too small to gain."""
         scales = self.encode(x, mask)
         with torch.autocast(x.device.type, enabled=False): return self.decoder.begin(scales)
 
@@ -474,34 +503,40 @@ class Recognizer(nn.Module):
             hidden, seen, looks = [], [], []
             for gate in gates.split(1, 1):
                 state, context, look = self.decoder.step(gate, state, memories)
-                hidden.append(state.hidden); seen.append(context); looks.append(look)
+                hidden.append(state.hidden)
+                seen.append(context)
+                looks.append(look)
             logits = self.decoder.logits(torch.cat(hidden, 1), torch.cat(seen, 1), token)
         return logits, [torch.cat(look, 1).unflatten(-1, m.size) for look, m in zip(zip(*looks), memories)]
 
     def token_nll(self, x: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
         "Negative log-likelihood of each token after the start, in nats: (B, T-1), zeros at padding."
         logits, _ = self(x, mask, ids)
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD, reduction="none").view(len(ids), -1)
+        truth = ids[:, 1:].flatten()
+        return F.cross_entropy(logits.flatten(0, 1), truth, ignore_index=PAD, reduction="none").view(len(ids), -1)
 
     def guided_losses(
         self,
         x: torch.Tensor,  # float32 (B,1,H,W)
         mask: torch.Tensor | None,  # the same shape
         ids: torch.Tensor,  # int64 (B,T)
-        boxes: torch.Tensor,  # float32 (B, T-1, 4), of ids[:, 1:] in px: left, top, right, bottom; NaN where a token has no place
-    ) -> dict[str, torch.Tensor]:  # scalars: "read" (as `loss`), "attention", and "symbols" where the model has a symbol map
-        "Eq 7 with a mean for its sum, and what tells the model where symbols stand; neither part of the guidance is needed to read."
+        boxes: torch.Tensor,  # float32 (B, T-1, 4), of ids[:, 1:], px: left, top, right, bottom; NaN: no place
+    ) -> dict[str, torch.Tensor]:  # scalars: "read" (as `loss`), "attention"; with a symbol map also "symbols"
+        """Eq 7, its sum replaced by a mean, and what tells the model where symbols stand; neither part of the
+        guidance is needed to read."""
         scales = self.encode(x, mask)
         logits, looks = self.teach(scales, ids)
+        stride = self.config.stride
         losses = {"read": F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=PAD),
-                  "attention": sum(attention_loss(look, boxes, self.config.stride) for look in looks) / len(looks)}
+                  "attention": sum(attention_loss(look, boxes, stride) for look in looks) / len(looks)}
         if self.symbols is not None:
             rows, cells = scales[0]
-            losses["symbols"] = symbol_loss(cells.maps(self.symbols(rows)).float(), cells.mask, ids[:, 1:], boxes, self.config.stride)
+            named = cells.maps(self.symbols(rows)).float()
+            losses["symbols"] = symbol_loss(named, cells.mask, ids[:, 1:], boxes, stride)
         return losses
 
     def loss(self, x: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
-        "Cross-entropy averaged over all tokens of the batch, end tokens included (Eq 7 with a mean for its sum)."
+        "Cross-entropy averaged over all tokens of the batch, end tokens included (Eq 7, its sum replaced by a mean)."
         return self.token_nll(x, mask, ids).sum() / (ids[:, 1:] != PAD).sum()
 
     @torch.no_grad()
@@ -519,7 +554,8 @@ class Recognizer(nn.Module):
         memories, state = self.memories(x, mask)
         with torch.autocast(x.device.type, enabled=False):
             position = Position(self.decoder, memories, state)
-            ids, scores, _ = beam_search(advance, position, beam_size, len(x), max_length, x.device, self.grammar if valid else None)
+            grammar = self.grammar if valid else None
+            ids, scores, _ = beam_search(advance, position, beam_size, len(x), max_length, x.device, grammar)
         return [Hypothesis(self.vocab.decode(i), s) for i, s in zip(ids.tolist(), scores.tolist())]
 
 
@@ -538,7 +574,8 @@ def save_recognizer(
     **facts,  # plain values kept in the file's metadata
 ):
     "Write a recogniser as safetensors; configuration, vocabulary and `facts` go into the metadata."
-    save_weights(path, "recognizer", model, dtype, config=asdict(model.config), vocab=model.vocab.to_list(), facts=facts)
+    save_weights(path, "recognizer", model, dtype, config=asdict(model.config), vocab=model.vocab.to_list(),
+                 facts=facts)
 
 
 def load_recognizer(
@@ -546,5 +583,6 @@ def load_recognizer(
     device: str = "cpu",
 ) -> Recognizer:  # in evaluation mode, with `facts` as an attribute
     "Read what `save_recognizer` wrote; raises `FormulaGanError` where it is missing, damaged or of another kind."
-    build = lambda metadata: Recognizer(Vocab.from_list(metadata["vocab"]), RecognizerConfig(**metadata["config"]))
+    def build(metadata):
+        return Recognizer(Vocab.from_list(metadata["vocab"]), RecognizerConfig(**metadata["config"]))
     return load_weights(name_or_path, "recognizer", build).to(device)
