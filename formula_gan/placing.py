@@ -55,20 +55,26 @@ def typeset_order(
     "What a formula's tokens look like, in the order in which they are typeset."
     def group(start):  # -> what the argument that begins there draws, and where it ends
         if start >= len(tokens) or tokens[start] not in "{[": return [], start
-        close, drawn, n = {"{": "}", "[": "]"}[tokens[start]], [], start + 1
-        while n < len(tokens) and tokens[n] != close: part, n = atom(n); drawn += part
+        close = {"{": "}", "[": "]"}[tokens[start]]
+        drawn, n = [], start + 1
+        while n < len(tokens) and tokens[n] != close:
+            part, n = atom(n)
+            drawn += part
         return drawn, n + 1
 
     def atom(n):
         token = tokens[n]
         if token == "{": return group(n)
         if token in UNDRAWN and token not in "^_" or token.startswith(("\\begin{array}",)): return [], n + 1
-        before, after = ([(n, char) for char in chars] for chars in printed_characters(token)) if token not in "^_" else ([], [])
+        before, after = printed_characters(token) if token not in "^_" else ((), ())
         end, index, arguments = n + 1, [], []
         if token in OPTIONAL and end < len(tokens) and tokens[end] == "[": index, end = group(end)
-        for _ in range(ARGUMENTS.get(token, 0)): part, end = group(end); arguments.append(part)
+        for _ in range(ARGUMENTS.get(token, 0)):
+            part, end = group(end)
+            arguments.append(part)
         if token in ("\\overset", "\\underset"): arguments.reverse()
-        drawn, scripts = before + sum(arguments, []) + index + after, {}
+        drawn = [(n, char) for char in before] + sum(arguments, []) + index + [(n, char) for char in after]
+        scripts = {}
         while end < len(tokens) and tokens[end] in ("^", "_") and tokens[end] not in scripts:
             sign = tokens[end]
             scripts[sign], end = group(end + 1)

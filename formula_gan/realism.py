@@ -29,19 +29,17 @@ from .task_model import load_recognizer
 REALISM_IMAGES = 1000  # of each side of KID and classifier
 DIVERSITY_FORMULAS = 60
 DIVERSITY_DRAWS = 3  # images of each of these formulas
-REALISM_COLUMNS = ("row", "content_exprate", "content_low", "content_high", "content_n", "kid", "kid_low", "kid_high", "classifier", "classifier_low",
-                   "classifier_high", "n", "diversity", "diversity_low", "diversity_high", "diversity_n", "varied", "network", "generator", *PROVENANCE)
+REALISM_COLUMNS = ("row", "content_exprate", "content_low", "content_high", "content_n", "kid", "kid_low", "kid_high",
+                   "classifier", "classifier_low", "classifier_high", "n", "diversity", "diversity_low",
+                   "diversity_high", "diversity_n", "varied", "network", "generator", *PROVENANCE)
 REALISM_KEY = ("row", "network", "generator", "profile", "data", "seed")
-
-# %% ../nbs/09c_realism.ipynb #d6c4f194
-REALISM_IMAGES, DIVERSITY_FORMULAS, DIVERSITY_DRAWS = 1000, 60, 3  # of each side of KID and classifier; of diversity, and images of each of them
 
 # %% ../nbs/09c_realism.ipynb #1824a72c
 @dataclass
 class RealInk:
     "The real ink that sets are measured with."
     reference: ImageSet  # one image of each formula, of one half of the training writers
-    both: tuple[ImageSet, ImageSet]  # of the formulas that both halves wrote: one image of each by the same half, one by the other
+    both: tuple[ImageSet, ImageSet]  # of the formulas that both halves wrote, one image of each by either half
     bank: object  # ink.SymbolBank of the other half
     valid: ImageSet  # of held-out writers, formulas of which training has none
     several: ImageSet  # formulas that several training writers wrote, up to `DIVERSITY_DRAWS` of them
@@ -61,16 +59,19 @@ def part_writers(
     writer = {ink.id: writer_key(ink) for ink in inks}
     names = rng.permutation(sorted(set(writer.values())))
     half = {name: n % 2 for n, name in enumerate(names)}
-    once, hands = ({}, {}), {}
+    once = ({}, {})  # of each half: formula -> image
+    hands = {}  # formula -> writer -> image
     for n in rng.permutation(len(images)):
         formula, who = images.tokens[n], writer[images.extra[n]["id"]]
         once[half[who]].setdefault(formula, n)
         hands.setdefault(formula, {}).setdefault(who, n)
     reference = images.subset(list(once[0].values())[:count])
-    both = tuple(images.subset(chosen[formula] for formula in [f for f in once[0] if f in once[1]][:count]) for chosen in once)
-    several = [list(found.values())[:DIVERSITY_DRAWS] for found in hands.values() if len(found) > 1][:DIVERSITY_FORMULAS]
+    shared = [formula for formula in once[0] if formula in once[1]][:count]
+    both = tuple(images.subset(chosen[formula] for formula in shared) for chosen in once)
+    groups = [list(found.values())[:DIVERSITY_DRAWS] for found in hands.values() if len(found) > 1]
+    several = images.subset(n for group in groups[:DIVERSITY_FORMULAS] for n in group)
     bank = SymbolBank.from_inks(ink for ink in inks if half[writer[ink.id]])
-    return RealInk(reference, both, bank, sets["valid_ink"], images.subset(n for group in several for n in group))
+    return RealInk(reference, both, bank, sets["valid_ink"], several)
 
 # %% ../nbs/09c_realism.ipynb #8a7da79c
 def write_ways(
@@ -82,16 +83,21 @@ def write_ways(
     "The same formulas in print, in stitched ink, and as a generator writes the print."
     stitched = stitch_prints(prints, bank, run)
     kept = prints.subset(extra["number"] for extra in stitched.extra)
-    return {"print": kept, "stitched": stitched, "GAN": handwrite(generator, kept, run.profile, run.seed, run.device, run.progress)}
+    written = handwrite(generator, kept, run.profile, run.seed, run.device, run.progress)
+    return {"print": kept, "stitched": stitched, "GAN": written}
 
 # %% ../nbs/09c_realism.ipynb #b03dc1f2
 def realism_sets(
     ink: RealInk,
     generator,  # Generator
     run: Run,
-) -> tuple[tuple[ImageSet, ImageSet], dict, dict, dict]:  # what made sets and what `real` is compared with; row -> ImageSet for KID and classifier, for the content score, for diversity
-    "The images of every row, on formulas that all of them have; real ink is the row `real`."
-    def prints(formulas, *sizes): return print_images(list(formulas), run.profile, derive_seed(run.seed, "realism"), sizes, progress=run.progress)[0]
+) -> tuple[tuple[ImageSet, ImageSet], dict, dict, dict]:
+    """The images of every row, on formulas that all of them have; real ink is the row `real`. Returned are what made
+    sets and what `real` is compared with, then row -> ImageSet for KID and classifier, for the content score, and for
+    diversity."""
+    def prints(formulas, *sizes):
+        seed = derive_seed(run.seed, "realism")
+        return print_images(list(formulas), run.profile, seed, sizes, progress=run.progress)[0]
     def ways(images): return write_ways(images, ink.bank, generator, run)
     def of(images, others):
         kept = set(others.tokens)
@@ -100,7 +106,10 @@ def realism_sets(
     formulas = np.repeat(list(dict.fromkeys(ink.several.tokens)), DIVERSITY_DRAWS).tolist()
     once = prints(formulas[::DIVERSITY_DRAWS], 1.0, 1.0)
     draws = ways(once.subset(np.repeat(np.arange(len(once)), DIVERSITY_DRAWS))) | {"print": prints(formulas, 1.0, 1.0)}
-    return (of(ink.reference, look["GAN"]), ink.both[0]), look | {"real": ink.both[1]}, content | {"real": of(ink.valid, content["GAN"])}, draws | {"real": ink.several}
+    references = (of(ink.reference, look["GAN"]), ink.both[0])
+    look |= {"real": ink.both[1]}
+    content |= {"real": of(ink.valid, content["GAN"])}
+    return references, look, content, draws | {"real": ink.several}
 
 # %% ../nbs/09c_realism.ipynb #2a71cf16
 def realism_figures(
@@ -114,12 +123,17 @@ def realism_figures(
 ) -> dict:  # the row's figures with their intervals
     "A row's figures from what was measured; diversity is left out where no formula was written by two."
     scores = score_columns(readings, truths)
-    found = {"kid": kernel_distance(reference[0], images[0], seed=seed), "classifier": domain_classifier_accuracy(reference[0], images[0], reference[1], images[1], seed=seed)}
+    (real, real_formulas), (made, formulas) = reference, images
+    found = {"kid": kernel_distance(real, made, seed=seed),
+             "classifier": domain_classifier_accuracy(real, made, real_formulas, formulas, seed=seed)}
     if hands[1]: found["diversity"] = diversity(*draws, *hands, seed=seed)
-    figures = {name + end: round(getattr(figure, part), 5 if name == "kid" else 2)
-               for name, figure in found.items() for part, end in (("value", ""), ("low", "_low"), ("high", "_high"))}
-    return {"content_exprate": scores["exprate"], "content_low": scores["exprate_low"], "content_high": scores["exprate_high"], "content_n": scores["n"],
-            **figures, "n": len(images[1]), "diversity_n": len(set(draws[1]) & set(hands[1]))}
+    figures = {}
+    for name, figure in found.items():
+        for part, end in (("value", ""), ("low", "_low"), ("high", "_high")):
+            figures[name + end] = round(getattr(figure, part), 5 if name == "kid" else 2)
+    return {"content_exprate": scores["exprate"], "content_low": scores["exprate_low"],
+            "content_high": scores["exprate_high"], "content_n": scores["n"],
+            **figures, "n": len(formulas), "diversity_n": len(set(draws[1]) & set(hands[1]))}
 
 # %% ../nbs/09c_realism.ipynb #f676846c
 @dataclass
@@ -133,27 +147,40 @@ class RealismResult:
 def realism_table(
     profile: Profile | str = "laptop",
     generator: str = "default",  # weights: a file, or the name of shipped ones
-    network: str = "content",  # recogniser that gives all features and reads the content: likewise; this one has seen neither stitched ink nor a GAN's
+    network: str = "content",  # recogniser that gives all features and reads the content: likewise
     seed: int = 0,
     data_dir: str = "",  # empty: FORMULA_GAN_DATA
     count: int = REALISM_IMAGES,  # images of each side of KID and classifier, at most
     progress: bool = True,
 ) -> RealismResult:
-    "Print, stitched ink, a generator's images and real ink in one table. Its rows go to `realism.csv`, pictures to `sheet_realism.png` beside it; the test set has no part in it."
+    """Print, stitched ink, a generator's images and real ink in one table. Its rows go to `realism.csv`, pictures to
+    `sheet_realism.png` beside it; the test set has no part in it. The network `content` has seen neither stitched ink
+    nor a GAN's."""
     from tqdm import tqdm
-    start, run = time.monotonic(), make_run(profile, seed, data_dir, progress=progress)
+    start = time.monotonic()
+    run = make_run(profile, seed, data_dir, progress=progress)
     profile, device = run.profile, run.device
     writer, reader = load_generator(generator), load_recognizer(network, device)
     for name, known in ((generator, trained_profile(writer)), (network, trained_profile(reader))):
         if (known.symbol_height, known.sizing) != (profile.symbol_height, profile.sizing):
-            raise FormulaGanError(f"{name} knows symbols of {known.symbol_height:g} px ({known.sizing}): give a profile with symbol_height={known.symbol_height:g}, sizing={known.sizing}")
+            raise FormulaGanError(f"{name} knows symbols of {known.symbol_height:g} px ({known.sizing}): give "
+                                  f"a profile with symbol_height={known.symbol_height:g}, sizing={known.sizing}")
     references, look, content, draws = realism_sets(part_writers(run, count), writer, run)
-    def measured(images): return image_features(reader, images, profile, device) if len(images) else np.zeros((0, 1)), images.tokens
-    (made, real), hands, rows = map(measured, references), measured(draws["real"]), []
-    for row, varied in tqdm({"print": "font", "stitched": "hand", "GAN": "z", "real": "writer"}.items(), desc="measuring", disable=not progress):
+    def measured(images):
+        features = image_features(reader, images, profile, device) if len(images) else np.zeros((0, 1))
+        return features, images.tokens
+    made, real = map(measured, references)
+    hands = measured(draws["real"])
+    names = {"network": f"{Path(network).stem} {weights_digest(reader)}",
+             "generator": f"{Path(generator).stem} {weights_digest(writer)}"}
+    varies = {"print": "font", "stitched": "hand", "GAN": "z", "real": "writer"}
+    rows = []
+    for row, varied in tqdm(varies.items(), desc="measuring", disable=not progress):
         readings = read_images(reader, content[row], profile, 1, device)
-        rows.append({"row": row, **realism_figures(real if row == "real" else made, measured(look[row]), measured(draws[row]), hands, readings, content[row].tokens, seed), "varied": varied,
-                     "network": f"{Path(network).stem} {weights_digest(reader)}", "generator": f"{Path(generator).stem} {weights_digest(writer)}" if row == "GAN" else ""})
+        reference, images, several = real if row == "real" else made, measured(look[row]), measured(draws[row])
+        figures = realism_figures(reference, images, several, hands, readings, content[row].tokens, seed)
+        rows.append({"row": row, **figures, "varied": varied, **names})
+        if row != "GAN": rows[-1]["generator"] = ""
     table = results_table(profile, "realism.csv")
     facts = provenance(run, (time.monotonic() - start) / 60)
     for r in rows: write_row(table, r | facts, REALISM_COLUMNS, REALISM_KEY)
@@ -170,5 +197,8 @@ def realism_sheet(
     "The same formulas in print, stitched, generated, and real."
     numbers = {t: n for n, t in enumerate(reference.tokens)}
     rows = [n for n in range(len(look["print"])) if 40 <= look["print"].shapes[n, 1] <= 200][:count]
-    cells = [image / 255 for n in rows for image in (look["print"][n], look["stitched"][n], look["GAN"][n], reference[numbers[look["print"].tokens[n]]])]
+    cells = []
+    for n in rows:
+        cells += [look[way][n] / 255 for way in ("print", "stitched", "GAN")]
+        cells.append(reference[numbers[look["print"].tokens[n]]] / 255)
     return tile(cells, 4, ["print", "stitched", "GAN", "real"] * len(rows), scale=2)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import FormulaGanError, Profile, artifacts_dir, atomic_path, cache_dir, get_profile, repository_root
+from .core import (FormulaGanError, Profile, artifacts_dir, atomic_path, cache_dir, get_profile,
+                              repository_root)
 
 # %% ../nbs/08a_results.ipynb #729c1cea
 PAPER_TABLE1 = {  # row: what it is, perplexity after 100,000, 200,000 and 300,000 iterations of the GAN
@@ -53,13 +54,16 @@ TABLE2_CONTROLS = {
 PROVENANCE = ("profile", "data", "batch", "seed", "device", "minutes", "revision", "date")
 GAN_DEPARTURES = ("lambda_", "skip", "matched", "z_reward", "l1_anchor")  # of a row's GAN from the paper's
 SIZES = ("height", "symbol_height", "sizing")
-TABLE1_COLUMNS = ("row", "checkpoint", "perplexity", "perplexity_image_mean", "val_perplexity", "wer", "exprate", "content_exprate", "kid", "gan_iterations", "recognizer_steps",
-                  "synthetic_images", *GAN_DEPARTURES, *SIZES, "overrides", *PROVENANCE)
-TABLE1_KEY = ("row", "checkpoint", "gan_iterations", "recognizer_steps", "synthetic_images", *GAN_DEPARTURES, *SIZES, "overrides", "profile", "data", "batch", "seed")
-TABLE2_COLUMNS = ("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high", "exprate_1", "exprate_2", "n", "val_exprate", "synthetic", "updates",
-                  "gan_iterations", *GAN_DEPARTURES, "generator", "height", "symbol_height", "overrides", *PROVENANCE)
-TABLE2_KEY = ("row", "recipe", "train_norm", "test_norm", "synthetic", "updates", "gan_iterations", *GAN_DEPARTURES, "generator", "height", "symbol_height", "overrides",
-              "profile", "data", "batch", "seed")
+TABLE1_COLUMNS = ("row", "checkpoint", "perplexity", "perplexity_image_mean", "val_perplexity", "wer", "exprate",
+                  "content_exprate", "kid", "gan_iterations", "recognizer_steps", "synthetic_images", *GAN_DEPARTURES,
+                  *SIZES, "overrides", *PROVENANCE)
+TABLE1_KEY = ("row", "checkpoint", "gan_iterations", "recognizer_steps", "synthetic_images", *GAN_DEPARTURES, *SIZES,
+              "overrides", "profile", "data", "batch", "seed")
+TABLE2_COLUMNS = ("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high",
+                  "exprate_1", "exprate_2", "n", "val_exprate", "synthetic", "updates", "gan_iterations",
+                  *GAN_DEPARTURES, "generator", "height", "symbol_height", "overrides", *PROVENANCE)
+TABLE2_KEY = ("row", "recipe", "train_norm", "test_norm", "synthetic", "updates", "gan_iterations", *GAN_DEPARTURES,
+              "generator", "height", "symbol_height", "overrides", "profile", "data", "batch", "seed")
 COLUMN_OF = {"matched_targets": "matched"}  # a field's column, where its name is another
 NO_DIFFERENCE = ("name", "workers", "max_minutes")  # fields that change no result
 
@@ -69,7 +73,8 @@ def departures(
     columns,  # of the table
     used=None,  # fields that have a part in the result; None: all
 ) -> dict:  # those of the columns that are fields, and "overrides"
-    "What a line says of its profile: the columns that are fields, and as text what else differs from the named profile."
+    """What a line says of its profile: the columns that are fields, and as text what else differs from the named
+    profile."""
     named = get_profile(profile.name)
     shown, other = {}, []
     for f in dataclasses.fields(profile):
@@ -132,7 +137,8 @@ def revision() -> str:  # short commit, "+" where the tree differs from it; else
     "The revision of the code that makes a result; what it leaves in `artifacts` is no difference."
     from formula_gan import __version__
     root = repository_root()
-    def git(*words): return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+    def git(*words):
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
     commit = git("rev-parse", "--short", "HEAD") if root else ""
     if not commit: return __version__
     return commit + "+" * bool(git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)artifacts"))
@@ -154,7 +160,9 @@ def display_name(
     "How a line is called where it stands among others: its row, and what departs from the paper."
     def given(name): return line.get(name) is not None and line.get(name) == line.get(name) and line.get(name) != ""
     words, row = [], str(line["row"])
-    if given("lambda_") and float(line["lambda_"]) != ROW_LAMBDA.get(row, float(line["lambda_"])): words.append(f"lambda {float(line['lambda_']):g}")
+    if given("lambda_"):
+        lambda_ = float(line["lambda_"])
+        if lambda_ != ROW_LAMBDA.get(row, lambda_): words.append(f"lambda {lambda_:g}")
     words += [name for name in ("skip", "matched") if given(name) and str(line[name]) in ("True", "1", "1.0")]
     if given("z_reward") and float(line["z_reward"]): words.append(f"z {float(line['z_reward']):g}")
     if given("generator"): words.append(f"by {line['generator']}")
@@ -184,7 +192,8 @@ def table1(
     "Table 1, ours beside the paper's; empty where one of the two has no such row."
     import pandas as pd
     columns = ["row", "what", "paper 100k", "paper 200k", "paper 300k"]
-    table = beside(pd.DataFrame([(row, *facts) for row, facts in PAPER_TABLE1.items()], columns=columns), frame, ["row"])
+    paper = pd.DataFrame([(row, *facts) for row, facts in PAPER_TABLE1.items()], columns=columns)
+    table = beside(paper, frame, ["row"])
     table["what"] = table.what.fillna(table.row.map(TABLE1_CONTROLS)).fillna(table.row)
     shown = ("checkpoint", "perplexity", "perplexity_image_mean", "wer", "exprate", "content_exprate", "kid",
              "gan_iterations", "recognizer_steps", "synthetic_images", "l1_anchor", "symbol_height", "profile", "seed")

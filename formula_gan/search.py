@@ -20,7 +20,7 @@ class Written(NamedTuple):
     option: bool = False  # an index in brackets may come before them
     scripts: str = "-"  # of the last symbol: "" none yet, "^", "_", both; "-" where there is no symbol to carry one
     empty: bool = True  # nothing has been written in this group
-    kind: str = ""  # of this group: "" the whole, "{" an argument, "{}" a group of its own, "[" an index, or a table's environment
+    kind: str = ""  # of this group: "" the whole, "{" an argument, "{}" a bare one, "[" an index, or an environment
     outer: "Written | None" = None  # around this group, as it goes on after it
 
 
@@ -37,7 +37,9 @@ class Grammar:
     "Which tokens of a vocabulary may follow which, so that every formula has a normal form."
     def __init__(self, vocab: Vocab):
         self.vocab, self.cached = vocab, {}
-        self.begins = {token[7:-1] for token in vocab.tokens if token.startswith("\\begin{")} & {token[5:-1] for token in vocab.tokens if token.startswith("\\end{")}
+        begun = {token[7:-1] for token in vocab.tokens if token.startswith("\\begin{")}
+        ended = {token[5:-1] for token in vocab.tokens if token.startswith("\\end{")}
+        self.begins = begun & ended
 
     def follow(
         self,
@@ -45,13 +47,17 @@ class Grammar:
         token: str,  # one that may follow
     ) -> Written:
         "What is remembered after one more token."
-        if token == "{": return Written(kind="{" if written.owed else "{}", outer=written._replace(owed=max(0, written.owed - 1), option=False))
+        if token == "{":
+            outer = written._replace(owed=max(0, written.owed - 1), option=False)
+            return Written(kind="{" if written.owed else "{}", outer=outer)
         if token == "[" and written.option: return Written(kind="[", outer=written._replace(option=False))
         if token == "]" and written.kind == "[": return written.outer
-        if token == "}": return written.outer if written.kind == "{" else written.outer._replace(scripts="", empty=False)
+        if token == "}" and written.kind == "{": return written.outer
+        if token == "}": return written.outer._replace(scripts="", empty=False)
         if token in ("^", "_"): return written._replace(owed=1, scripts=written.scripts + token)
         if token in ("&", "\\\\"): return written._replace(scripts="-")
-        if token.startswith("\\begin{"): return Written(owed=int(token == "\\begin{array}"), kind=token[7:-1], outer=written)
+        if token.startswith("\\begin{"):
+            return Written(owed=int(token == "\\begin{array}"), kind=token[7:-1], outer=written)
         if token.startswith("\\end{"): return written.outer._replace(scripts="", empty=False)
         return written._replace(owed=ARGUMENTS.get(token, 0), option=token in OPTIONAL, scripts="", empty=False)
 
@@ -81,7 +87,8 @@ class Grammar:
         spare = min(room - closing(written), 16)
         key = (written[:5], spare)
         if key not in self.cached:
-            ends = lambda token: token == "<end>" or closing(self.follow(written, token)) - closing(written) + 2 <= spare
+            def ends(token):
+                return token == "<end>" or closing(self.follow(written, token)) - closing(written) + 2 <= spare
             allowed = torch.tensor([self.may_follow(written, token) and ends(token) for token in self.vocab.tokens])
             if not allowed.any(): allowed[END] = True  # there is no room for any formula
             self.cached[key] = allowed
@@ -115,7 +122,8 @@ class Search:
         self.state, scores = self.advance_state(self.state, last)
         scores[..., [PAD, START]] = -math.inf
         if self.grammar is not None:
-            allowed = torch.stack([torch.stack([self.grammar.mask(written, self.room) for written in row]) for row in self.written])
+            masks = [torch.stack([self.grammar.mask(written, self.room) for written in row]) for row in self.written]
+            allowed = torch.stack(masks)
             scores = scores.masked_fill(~allowed.to(scores.device), -math.inf)
         self.room -= 1
         return scores
@@ -123,8 +131,11 @@ class Search:
     def write(self, origin: torch.Tensor, tokens: torch.Tensor, alive: torch.Tensor):  # (B, K) each
         "Hypotheses go on from those at `origin`, one token further."
         if self.grammar is None: return
+        def follow(row, origin, token, alive):
+            if not alive or token <= END: return Written()
+            return self.grammar.follow(row[origin], self.grammar.vocab.tokens[token])
         rows = zip(self.written, origin.tolist(), tokens.tolist(), alive.tolist())
-        self.written = [[self.grammar.follow(row[o], self.grammar.vocab.tokens[t]) if a and t > END else Written() for o, t, a in zip(*chosen)] for row, *chosen in rows]
+        self.written = [[follow(row, *choice) for choice in zip(*chosen)] for row, *chosen in rows]
 
     def keep(self, alive: torch.Tensor, *others: torch.Tensor):  # forget finished images, once half are
         if not alive.any() or 2 * alive.sum() > len(alive): return others

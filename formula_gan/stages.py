@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile, mixed_precision, pick_device, stage_facts,
-                              stage_folder, use_free_cores)
+from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile,
+                              mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores)
 from .corpora import load_corpus
 from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, ordered_batches, print_images, resize_set
 from .evaluation import evaluate
@@ -38,7 +38,8 @@ class Run:
     stages: dict = field(default_factory=dict, repr=False, compare=False)  # those asked for, by folder
 
     def __post_init__(self):
-        self.seed, self.device = cast_value("seed", self.seed, int), self.device or pick_device()
+        self.seed = cast_value("seed", self.seed, int)
+        self.device = self.device or pick_device()
 
     def of(self, **fields) -> "Run":
         "The same run with other fields of the profile; it shares the stages."
@@ -79,7 +80,8 @@ class Stage:
     @property
     def identity(self) -> dict:
         "All that determines the stage."
-        return {"name": self.name, "version": self.version, "inputs": [stage.folder.name for stage in self.inputs], **self.fields}
+        inputs = [stage.folder.name for stage in self.inputs]
+        return {"name": self.name, "version": self.version, "inputs": inputs, **self.fields}
 
     @property
     def folder(self) -> Path:
@@ -112,7 +114,8 @@ def stage(
     **fields,  # what else determines it; a field that is None is left out, so that adding one renames nothing
 ) -> Stage:
     "The run's stage of this identity: the same object each time."
-    new = Stage(run, name, version, build, load, tuple(inputs), {name: value for name, value in fields.items() if value is not None})
+    given = {name: value for name, value in fields.items() if value is not None}
+    new = Stage(run, name, version, build, load, tuple(inputs), given)
     return run.stages.setdefault(new.folder.name, new)
 
 # %% ../nbs/09a_stages.ipynb #2fecf677
@@ -127,21 +130,25 @@ def train(
     label: str,
     **options,  # of `Trainer`
 ):  # the trainer, at its end
-    "Train in a folder; raise `Unfinished` where the minutes end first. Batches are prepared in a process of their own unless the images are tiny."
+    """Train in a folder; raise `Unfinished` where the minutes end first. Batches are prepared in a process of their own
+    unless the images are tiny."""
     from formula_gan.trainer import Trainer
     use_free_cores()
-    trainer = Trainer(task, folder, label=label, progress=run.progress, loader_workers=int(run.profile.data != "demo"), **options)
-    if trainer.step > task.steps: raise FormulaGanError(f"{folder} has gone past {task.steps} steps: ask for more, or for another seed")
+    workers = int(run.profile.data != "demo")
+    trainer = Trainer(task, folder, label=label, progress=run.progress, loader_workers=workers, **options)
+    if trainer.step > task.steps:
+        raise FormulaGanError(f"{folder} has gone past {task.steps} steps: ask for more, or for another seed")
     if not trainer.run(run.max_minutes):
-        raise Unfinished(f"{label}: stopped after {trainer.minutes:.1f} minutes at step {trainer.step} of {task.steps}; run the same command again to go on")
+        raise Unfinished(f"{label}: stopped after {trainer.minutes:.1f} minutes at step {trainer.step} "
+                         f"of {task.steps}; run the same command again to go on")
     return trainer
 
 # %% ../nbs/09a_stages.ipynb #3742675a
 def corpus(run: Run) -> Stage:  # of a `corpora.Corpus`
     "Formulas and ink as they are read from the data's files; only their product is kept, in memory."
     sizes = run.fields("printed_formulas", "synthetic_images") if run.profile.data == "demo" else {}
-    return stage(run, "corpus", 1, lambda folder: {}, lambda folder: load_corpus(run.profile, run.data_dir, progress=run.progress),
-                 **run.fields("data", "max_tokens"), **sizes)
+    def load(folder): return load_corpus(run.profile, run.data_dir, progress=run.progress)
+    return stage(run, "corpus", 1, lambda folder: {}, load, **run.fields("data", "max_tokens"), **sizes)
 
 
 SETS = ("train_ink", "valid_ink", "test_ink", "captions_print", "formulas_print", "synthetic_print")
@@ -164,10 +171,12 @@ def image_sets(run: Run) -> Stage:  # of `Images`
         start, read = time.monotonic(), corpus(run).product
         counts = {"corpus": read.counts}
         captions = sorted({ink.latex for ink in read.ink["train"] if ink.latex.count(" ") < profile.max_tokens})
-        parts = {"captions_print": (captions, (1, 1), 0), "formulas_print": (read.formulas, (1, 1), profile.printed_formulas),
+        parts = {"captions_print": (captions, (1, 1), 0),
+                 "formulas_print": (read.formulas, (1, 1), profile.printed_formulas),
                  "synthetic_print": (read.synthetic, (0.85, 1.2), profile.synthetic_images)}
         for name, (formulas, sizes, count) in parts.items():
-            images, counts[name] = print_images(formulas, profile, derive_seed(run.seed, name), sizes, count, run.progress)
+            seed = derive_seed(run.seed, name)
+            images, counts[name] = print_images(formulas, profile, seed, sizes, count, run.progress)
             images.save(folder / name)
         for split, inks in read.ink.items():
             images, counts[f"{split}_ink"] = ink_images(inks, profile, limits=split == "train", progress=run.progress)
@@ -175,8 +184,10 @@ def image_sets(run: Run) -> Stage:  # of `Images`
         return {"vocab": read.vocab.to_list(), "counts": counts, "minutes": (time.monotonic() - start) / 60}
     def load(folder):
         facts = stage_facts(folder)
-        return Images({name: ImageSet.load(folder / name) for name in SETS}, Vocab.from_list(facts["vocab"]), facts["counts"])
-    determined = run.fields("data", "height", "symbol_height", "sizing", "max_tokens", "printed_formulas", "synthetic_images")
+        sets = {name: ImageSet.load(folder / name) for name in SETS}
+        return Images(sets, Vocab.from_list(facts["vocab"]), facts["counts"])
+    determined = run.fields("data", "height", "symbol_height", "sizing", "max_tokens", "printed_formulas",
+                            "synthetic_images")
     return stage(run, "images", 3, build, load, seed=run.seed, **determined)
 
 # %% ../nbs/09a_stages.ipynb #8b4923ec
@@ -185,18 +196,22 @@ def stitch_prints(
     bank,  # ink.SymbolBank
     run: Run,
 ) -> ImageSet:  # `extra` holds each image's place among the prints as `number`; what the bank cannot write is left out
-    "Printed formulas once more, in ink stitched from a bank's symbols, as large as the print, with the boxes of its tokens."
+    """Printed formulas once more, in ink stitched from a bank's symbols, as large as the print, with the boxes of its
+    tokens."""
     from formula_gan.drawing import box_list, ink_boxes
     from formula_gan.ink import InkError
     from formula_gan.placing import print_tokens
     from formula_gan.rendering import Layout, typeset_many
     from formula_gan.stitching import stitch
     from tqdm import tqdm
-    layouts = typeset_many(prints.tokens, ["mathnormal"] * len(prints), [0.0] * len(prints), workers=run.profile.workers, progress=run.progress)
+    count = len(prints)
+    layouts = typeset_many(prints.tokens, ["mathnormal"] * count, [0.0] * count, workers=run.profile.workers,
+                           progress=run.progress)
     images, kept, extra = [], [], []
     for n, layout in enumerate(tqdm(layouts, desc="stitching", disable=not run.progress, mininterval=1)):
         if not isinstance(layout, Layout): continue
-        try: ink = stitch(layout, bank, np.random.default_rng(derive_seed("stitch", run.seed, n)), latex=prints.tokens[n])
+        rng = np.random.default_rng(derive_seed("stitch", run.seed, n))
+        try: ink = stitch(layout, bank, rng, latex=prints.tokens[n])
         except InkError: continue
         size = prints.extra[n]["size"]
         images.append(np.uint8(np.round(255 * draw_ink(ink, run.profile, size))))
@@ -228,8 +243,9 @@ def gan_streams(
     row,  # `tables.Row`: whether ink is among the sources, and which class is asked for
     matched: bool = False,  # `Profile.matched_targets`
 ) -> tuple[list, list]:  # sources, targets
-    """The image sets that a row's generator reads, and those that its discriminator takes for real: all of them as in the paper, or
-    for each source one of the domain that is asked for, so that real and generated images are of the same classes."""
+    """The image sets that a row's generator reads, and those that its discriminator takes for real: all of them as in
+    the paper, or for each source one of the domain that is asked for, so that real and generated images are of the
+    same classes."""
     captions, ink, _ = everything = [sets[name] for name in GAN_SETS]
     sources = [s for s in everything if row.handwritten_source or s.domain != HANDWRITTEN]
     if not matched or row.target != "opposite": return sources, everything
@@ -245,8 +261,9 @@ def generator(
     from formula_gan.tasks import GanTask, gan_settings
     run = run.of(lambda_=row.lambda_, gan_iterations=iterations or run.profile.gan_iterations)
     images = image_sets(run)
-    training = stage(run, "gan", 4, lambda folder: {}, inputs=[images], training=gan_settings(run.profile), seed=run.seed, attention=row.attention,
-                     target=row.target, handwritten_source=row.handwritten_source)
+    training = stage(run, "gan", 4, lambda folder: {}, inputs=[images], training=gan_settings(run.profile),
+                     seed=run.seed, attention=row.attention, target=row.target,
+                     handwritten_source=row.handwritten_source)
     def build(folder):
         sets = images.product
         sources, targets = gan_streams(sets, row, run.profile.matched_targets)
@@ -255,7 +272,8 @@ def generator(
         trainer = train(run, task, training.folder, f"GAN ({row.name})", sheet_every=100)
         trainer.rename_last(folder / "generator.safetensors")
         return {"minutes": trainer.minutes, "steps": trainer.step}
-    return stage(run, "generator", 1, build, lambda folder: folder / "generator.safetensors", [training], iterations=run.profile.gan_iterations)
+    return stage(run, "generator", 1, build, lambda folder: folder / "generator.safetensors", [training],
+                 iterations=run.profile.gan_iterations)
 
 # %% ../nbs/09a_stages.ipynb #efb0ae8d
 def written_set(
@@ -265,19 +283,24 @@ def written_set(
     "The synthetic set of a generator."
     from formula_gan.sagan import load_generator
     from formula_gan.synthesis import handwrite
-    images, made = image_sets(run), isinstance(weights, Stage)
+    images = image_sets(run)
+    made = isinstance(weights, Stage)
     def build(folder):
-        start, path = time.monotonic(), weights.product if made else weights
-        handwrite(load_generator(path), images.product["synthetic_print"], run.profile, run.seed, run.device, run.progress).save(folder)
+        start = time.monotonic()
+        network = load_generator(weights.product if made else weights)
+        prints = images.product["synthetic_print"]
+        handwrite(network, prints, run.profile, run.seed, run.device, run.progress).save(folder)
         return {"minutes": (time.monotonic() - start) / 60}
     digest = None if made else hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    return stage(run, "synthetic", 2, build, ImageSet.load, [images, *([weights] if made else [])], weights=digest, seed=run.seed)
+    inputs = [images, weights] if made else [images]
+    return stage(run, "synthetic", 2, build, ImageSet.load, inputs, weights=digest, seed=run.seed)
 
 
 def print_set(run: Run) -> Stage:  # of an ImageSet
     "Control P: the synthetic set's formulas as they are, in print."
     images = image_sets(run)
-    return stage(run, "print", 1, lambda folder: {}, lambda folder: images.product["synthetic_print"], [images])
+    def load(folder): return images.product["synthetic_print"]
+    return stage(run, "print", 1, lambda folder: {}, load, [images])
 
 # %% ../nbs/09a_stages.ipynb #0b5fd51d
 def image_losses(
@@ -331,13 +354,15 @@ def recognizer(
         def metric(task):
             loss = float(np.concatenate(image_losses(task.model, images, profile, run.device)).mean())
             if not recipe: return {"metric": loss}
-            return {"metric": loss, "exprate": evaluate(read_images(task.model, images, profile, 1, run.device), images.tokens).exprate}
-        task = RecognizerTask(profile, choose([s.product for s in sources]), vocab(), run.seed, config, steps, recipe, run.device)
+            readings = read_images(task.model, images, profile, 1, run.device)
+            return {"metric": loss, "exprate": evaluate(readings, images.tokens).exprate}
+        sets = choose([s.product for s in sources])
+        task = RecognizerTask(profile, sets, vocab(), run.seed, config, steps, recipe, run.device)
         trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=max(20, steps // 10))
         return {"minutes": trainer.minutes, "steps": steps}
     determined = run.fields("recognizer_batch", "recognizer_lr", "precision")
-    return stage(run, "recognizer", 2, build, inputs=sources, steps=steps, seed=run.seed, config=dataclasses.asdict(config),
-                 recipe=recipe.facts() if recipe else None, **determined, **identity)
+    return stage(run, "recognizer", 2, build, inputs=sources, steps=steps, seed=run.seed,
+                 config=dataclasses.asdict(config), recipe=recipe.facts() if recipe else None, **determined, **identity)
 
 
 def content_formulas(
@@ -349,16 +374,17 @@ def content_formulas(
 
 
 def reader(run: Run) -> Stage:  # of a folder with best.safetensors
-    """The reader of `content_exprate`, one for all rows: trained on real training ink and on print, never on a GAN's images, and
-    never on the formulas that it is to read back."""
+    """The reader of `content_exprate`, one for all rows: trained on real training ink and on print, never on a GAN's
+    images, and never on the formulas that it is to read back."""
     images = image_sets(run)
     def choose(products):
         [sets] = products
         unseen = set(content_formulas(sets["synthetic_print"]))
         def known(images): return images.subset(n for n, tokens in enumerate(images.tokens) if tokens not in unseen)
         return [known(sets[name]) for name in ("train_ink", "captions_print", "synthetic_print")]
-    return recognizer(run, "content reader", [images], choose, lambda: images.product["valid_ink"], lambda: images.product.vocab,
-                      run.profile.reader_steps, reader=2)
+    def valid(): return images.product["valid_ink"]
+    def vocab(): return images.product.vocab
+    return recognizer(run, "content reader", [images], choose, valid, vocab, run.profile.reader_steps, reader=2)
 
 # %% ../nbs/09a_stages.ipynb #926379c5
 def ink_set(
@@ -375,13 +401,16 @@ def ink_set(
         counts = {}
         for split in splits:
             inks = corpus(run).product.ink[split]
-            if distorted: inks = [distort(ink, np.random.default_rng(derive_seed("distort", run.seed, n))) for n, ink in enumerate(inks)]
+            if distorted:
+                seeds = [derive_seed("distort", run.seed, n) for n in range(len(inks))]
+                inks = [distort(ink, np.random.default_rng(seed)) for ink, seed in zip(inks, seeds)]
             images, counts[split] = ink_images(inks, sized.profile, split == "train", WIDEST, run.progress)
             images.save(folder / split)
         return {"counts": counts}
     def load(folder): return {split: ImageSet.load(folder / split) for split in splits}
     determined = sized.fields("data", "height", "symbol_height", "sizing", "max_tokens")
-    return stage(run, "ink", 2, build, load, distorted=run.seed if distorted else None, widest=WIDEST, **determined)
+    seed = run.seed if distorted else None
+    return stage(run, "ink", 2, build, load, distorted=seed, widest=WIDEST, **determined)
 
 
 def resized(
@@ -407,7 +436,8 @@ def figure_set(
         made = FigureSet(figures())
         made.save(folder / "figures.npz")
         return {"figures": len(made)}
-    return stage(run, "figures", 1, build, lambda folder: FigureSet.load(folder / "figures.npz"), inputs, figures=name, **identity)
+    def load(folder): return FigureSet.load(folder / "figures.npz")
+    return stage(run, "figures", 1, build, load, inputs, figures=name, **identity)
 
 
 def ink_figures(run: Run) -> Stage:  # of a FigureSet
@@ -432,11 +462,13 @@ def typeset_figures(
     from formula_gan.stitching import SymbolBank
     def figures():
         wanted = formulas()
-        layouts = typeset_many(wanted, fonts(wanted) if callable(fonts) else fonts, workers=run.profile.workers, progress=run.progress)
+        chosen = fonts(wanted) if callable(fonts) else fonts
+        layouts = typeset_many(wanted, chosen, workers=run.profile.workers, progress=run.progress)
         bank = SymbolBank.from_inks(corpus(run).product.ink["train"]) if name == "stitched" else None
         for n, (latex, layout) in enumerate(zip(wanted, layouts)):
             if not isinstance(layout, Layout): continue
-            try: yield print_figure(latex, layout) if bank is None else stitched_figure(latex, layout, bank, np.random.default_rng(derive_seed("stitch", run.seed, n)))
+            rng = np.random.default_rng(derive_seed("stitch", run.seed, n))
+            try: yield print_figure(latex, layout) if bank is None else stitched_figure(latex, layout, bank, rng)
             except InkError: continue
     return figure_set(run, name, figures, [corpus(run), *inputs], seed=run.seed, **identity)
 
@@ -447,7 +479,8 @@ def pictures(
 ) -> Stage:  # of a PictureSet
     "A synthetic set for guided training."
     from formula_gan.drawing import PictureSet
-    return stage(run, "pictures", 1, lambda folder: {}, lambda folder: PictureSet(source.product, run.profile.symbol_height), [source], figures="pictures")
+    def load(folder): return PictureSet(source.product, run.profile.symbol_height)
+    return stage(run, "pictures", 1, lambda folder: {}, load, [source], figures="pictures")
 
 
 LONGEST_INK = 80  # tokens of a formula that a guided recogniser is shown in ink
@@ -463,7 +496,8 @@ def fitting(
     "The figures that a recogniser can be shown: not too long, not too wide, and of symbols that it knows."
     def fits(n):
         tokens = figures.tokens[n].split()
-        return len(tokens) <= longest and figures.sizes[n, 0] < WIDEST_FIGURE and all(token in vocab for token in tokens)
+        if len(tokens) > longest or figures.sizes[n, 0] >= WIDEST_FIGURE: return False
+        return all(token in vocab for token in tokens)
     return figures.subset(n for n in range(len(figures)) if fits(n))
 
 
@@ -477,25 +511,31 @@ def guided_recognizer(
     steps: int,
     drawing=None,  # `data.Drawing`; None: at the profile's sizing, without a photo's faults
 ) -> Stage:  # of its folder, with best.safetensors, last.safetensors and metric.csv
-    "A guided recogniser; the checkpoint of lowest word error rate on validation ink is kept, loss and ExpRate beside it."
+    """A guided recogniser; the checkpoint of lowest word error rate on validation ink is kept, loss and ExpRate beside
+    it."""
     from formula_gan.data import Drawing
     from formula_gan.guided import GuidedTask, guided_config, guided_recipe
-    profile, recipe, config = run.profile, guided_recipe(run.profile), guided_config(run.profile)
+    profile = run.profile
+    recipe, config = guided_recipe(profile), guided_config(profile)
     height = profile.height if profile.sizing == "height" else profile.symbol_height
     drawing = drawing or Drawing(height, profile.sizing.partition("-")[0])
     if profile.network == "thin": drawing = dataclasses.replace(drawing, area=30_000)  # many small steps
     def build(folder):
         images, symbols = valid(), vocab()
         longest = [LONGEST_INK if s.fields["figures"] == "ink" else LONGEST_PRINT for s in sources]
-        task = GuidedTask(run.profile, [fitting(s.product, symbols, most) for s, most in zip(sources, longest)], symbols, steps, run.seed, recipe, drawing, config, run.device)
+        figures = [fitting(s.product, symbols, most) for s, most in zip(sources, longest)]
+        task = GuidedTask(profile, figures, symbols, steps, run.seed, recipe, drawing, config, run.device)
         def metric(task):
-            scores = evaluate(read_images(task.model, images, run.profile, 1, run.device), images.tokens)
-            loss = float(np.concatenate(image_losses(task.model, images, run.profile, run.device)).mean())
+            scores = evaluate(read_images(task.model, images, profile, 1, run.device), images.tokens)
+            loss = float(np.concatenate(image_losses(task.model, images, profile, run.device)).mean())
             return {"metric": scores.wer, "exprate": scores.exprate, "nll": loss}
-        trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=max(20, min(500, steps // 4)))
+        every = max(20, min(500, steps // 4))
+        trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=every)
         return {"minutes": trainer.minutes, "steps": steps}
-    return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed, config=dataclasses.asdict(config), recipe=dataclasses.asdict(recipe),
-                 drawing=dataclasses.asdict(drawing), vocabulary=vocabulary, **run.fields("precision"))
+    identity = {"config": config, "recipe": recipe, "drawing": drawing}
+    return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed,
+                 **{name: dataclasses.asdict(part) for name, part in identity.items()},
+                 vocabulary=vocabulary, **run.fields("precision"))
 
 # %% ../nbs/09a_stages.ipynb #b2a167c8
 GENERAL_STITCHED = 36_000  # formulas of the packaged recogniser in stitched ink
@@ -511,16 +551,17 @@ def reading_run(run: Run) -> Run:
 def general_vocab(read) -> Vocab:  # of a `corpora.Corpus`
     "CROHME's symbols, and those that Wikipedia's formulas use often."
     counts = Counter(token for formula in read.formulas for token in formula.split())
-    more = sorted(token for token, count in counts.items() if count >= COMMON and token not in read.vocab and token != "\\hline")
-    return Vocab(read.vocab.to_list() + more)
+    common = [token for token, count in counts.items() if count >= COMMON and token != "\\hline"]
+    return Vocab(read.vocab.to_list() + sorted(token for token in common if token not in read.vocab))
 
 
 def general_recognizer(
     run: Run,
     steps: int = 0,  # 0: the profile's `updates`
 ) -> Stage:
-    """The recogniser of `recognize`, as it comes with the package: trained on ink, as often on stitched ink and print together, and on the faults of photos, with all
-    symbols that Wikipedia's formulas use often. It never sees a GAN's images, whose content it judges, nor the first formulas of the corpus, which those images are of."""
+    """The recogniser of `recognize`, as it comes with the package: trained on ink, as often on stitched ink and print
+    together, and on the faults of photos, with all symbols that Wikipedia's formulas use often. It never sees a GAN's
+    images, whose content it judges, nor the first formulas of the corpus, which those images are of."""
     from formula_gan.data import Drawing
     from formula_gan.rendering import FONTS
     sized = reading_run(run)
@@ -532,9 +573,15 @@ def general_recognizer(
         formulas = known()
         share = min(1.0, len(formulas) / 3 / GENERAL_STITCHED)
         return formulas[len(formulas) - round(share * last):len(formulas) - round(share * first)]
-    def fonts(formulas): return [FONTS[i] for i in np.random.default_rng(derive_seed(run.seed, "fonts")).integers(len(FONTS), size=len(formulas))]
-    stitched = typeset_figures(run, "stitched", lambda: part(0, GENERAL_STITCHED), inputs=[corpus(run)], last=GENERAL_STITCHED)
-    printed = typeset_figures(run, "print", lambda: part(GENERAL_STITCHED, GENERAL_STITCHED + GENERAL_PRINTED), fonts, [corpus(run)], last=GENERAL_PRINTED)
-    ink, drawing = ink_figures(run), Drawing(sized.profile.symbol_height, tilt=2.0, faults=0.4)
-    return guided_recognizer(sized, "general", [ink, stitched, ink, printed], lambda: ink_set(sized, "symbol").product["valid"], vocab, "general",
+    def fonts(formulas):
+        rng = np.random.default_rng(derive_seed(run.seed, "fonts"))
+        return [FONTS[i] for i in rng.integers(len(FONTS), size=len(formulas))]
+    def to_stitch(): return part(0, GENERAL_STITCHED)
+    def to_print(): return part(GENERAL_STITCHED, GENERAL_STITCHED + GENERAL_PRINTED)
+    def valid(): return ink_set(sized, "symbol").product["valid"]
+    stitched = typeset_figures(run, "stitched", to_stitch, inputs=[corpus(run)], last=GENERAL_STITCHED)
+    printed = typeset_figures(run, "print", to_print, fonts, [corpus(run)], last=GENERAL_PRINTED)
+    ink = ink_figures(run)
+    drawing = Drawing(sized.profile.symbol_height, tilt=2.0, faults=0.4)
+    return guided_recognizer(sized, "general", [ink, stitched, ink, printed], valid, vocab, "general",
                              steps or run.profile.updates, drawing)
