@@ -23,10 +23,12 @@ from .core import SIZINGS, FormulaGanError, Profile, atomic_path, cast_value, de
 from .data import ImageSet, Stream, collate, pad_margin
 from .scans import read_test_set
 from .evaluation import NGramModel, compare, evaluate, exprate_interval, image_features, kernel_distance, perplexity
-from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TABLE1_CONTROLS, TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
+from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TABLE1_CONTROLS,
+                                 TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
                                  results_table, write_row)
-from .stages import (Run, Stage, content_formulas, generator, guided_recognizer, image_losses, image_sets, ink_figures, ink_set, corpus,
-                                make_run, pictures, print_set, read_images, reader, reading_run, recognizer, resized, stitched_set, typeset_figures, written_set)
+from .stages import (Run, Stage, content_formulas, corpus, generator, guided_recognizer, image_losses,
+                                image_sets, ink_figures, ink_set, make_run, pictures, print_set, read_images, reader,
+                                reading_run, recognizer, resized, stitched_set, typeset_figures, written_set)
 from .task_model import load_recognizer
 from .tokenizer import Vocab
 
@@ -54,7 +56,8 @@ def choose_row(
     "The variant meant by a row and a lambda: lambda 0, 1, 2, 10 alone are rows 1 to 4, any other a row of its own."
     row = str(row or "")
     if lambda_ is not None and lambda_ < 0: raise FormulaGanError(f"lambda={lambda_:g} must be 0 or more")
-    if row and row not in ROWS: raise FormulaGanError(f"no row {row!r}: rows are {', '.join(ROWS)} and the controls {', '.join(CONTROLS)}")
+    if row and row not in ROWS:
+        raise FormulaGanError(f"no row {row!r}: rows are {', '.join(ROWS)} and the controls {', '.join(CONTROLS)}")
     if row: return ROWS[row] if lambda_ is None else dataclasses.replace(ROWS[row], lambda_=lambda_)
     weight = 1.0 if lambda_ is None else lambda_
     named = [r for r in list(ROWS.values())[:4] if r.lambda_ == weight]
@@ -81,7 +84,8 @@ def batch_sheet(
     run: Run,
     count: int = 12,
 ):  # PIL image
-    "One batch of a GAN's real images, print and ink mixed, as the discriminator gets them: nothing but the writing should tell them apart."
+    """One batch of a GAN's real images, print and ink mixed, as the discriminator gets them: nothing but the writing
+    should tell them apart."""
     images = image_sets(run).product
     sources = [images["captions_print"], images["train_ink"]]
     vocab = Vocab.from_tokens([t.split() for s in sources for t in s.tokens])
@@ -104,7 +108,8 @@ def sheet_of(
     rows = shared + [n for n in fitting if n not in shared][:count - len(shared)]
     cells, titles = [], []
     for n in rows:
-        cells += [prints[numbers[n]] / 255, written[n] / 255, real[by_formula.get(written.tokens[n], n % len(real))] / 255]
+        beside = by_formula.get(written.tokens[n], n % len(real))
+        cells += [prints[numbers[n]] / 255, written[n] / 255, real[beside] / 255]
         titles += ["printed", "written", "real" if written.tokens[n] in by_formula else "real (another formula)"]
     return tile(cells, 3, titles, scale=2 if unit < 2 else 1)
 
@@ -131,20 +136,26 @@ def small_model(
     source: Stage,  # of an ImageSet
 ) -> Stage:
     "Table 1's recogniser on a set alone; where the profile's network is guided, with the boxes of the set's tokens."
-    images = image_sets(run)
+    images, steps = image_sets(run), run.profile.recognizer_steps
     if guides(run.profile):
         sized = reading_run(run)
-        return guided_recognizer(sized, name, [pictures(run, source)], lambda: ink_set(sized, "symbol").product["valid"], lambda: corpus(run).product.vocab, "corpus",
-                                 run.profile.recognizer_steps)
-    return recognizer(run, name, [source], lambda products: products, lambda: images.product["valid_ink"], lambda: images.product.vocab, run.profile.recognizer_steps)
+        def valid(): return ink_set(sized, "symbol").product["valid"]
+        def vocab(): return corpus(run).product.vocab
+        return guided_recognizer(sized, name, [pictures(run, source)], valid, vocab, "corpus", steps)
+    def choose(products): return products
+    def valid(): return images.product["valid_ink"]
+    def vocab(): return images.product.vocab
+    return recognizer(run, name, [source], choose, valid, vocab, steps)
 
 # %% ../nbs/09b_tables.ipynb #5e4db245
 def set_figures(
     run: Run,
     images: ImageSet,  # a row's set
 ) -> dict:  # content_exprate, kid
-    "What the reader reads back of a set, and how far the set is from training ink (KID on the reader's features, as many images of either)."
-    sets, model = image_sets(run).product, load_recognizer(reader(run).product / "best.safetensors", run.device)
+    """What the reader reads back of a set, and how far the set is from training ink (KID on the reader's features, as
+    many images of either)."""
+    sets = image_sets(run).product
+    model = load_recognizer(reader(run).product / "best.safetensors", run.device)
     wanted = set(content_formulas(sets["synthetic_print"]))
     content = images.subset(n for n, tokens in enumerate(images.tokens) if tokens in wanted)
     read_back = evaluate(read_images(model, content, run.profile, 1, run.device), content.tokens)
@@ -160,31 +171,40 @@ def checkpoint_figures(
 ) -> tuple[dict, list[str]]:  # columns of table1.csv; the readings of the test ink
     "A checkpoint's scores on the test ink."
     model = load_recognizer(weights, run.device)
-    profile = reading_run(run).profile if guides(run.profile) else run.profile
-    ink = ink_set(reading_run(run), "symbol").product if guides(run.profile) else {name: image_sets(run).product[f"{name}_ink"] for name in ("test", "valid")}
+    if guides(run.profile):
+        profile, ink = reading_run(run).profile, ink_set(reading_run(run), "symbol").product
+    else:
+        profile, images = run.profile, image_sets(run).product
+        ink = {name: images[f"{name}_ink"] for name in ("test", "valid")}
     over_tokens, image_mean = perplexity(image_losses(model, ink["test"], profile, run.device))
     readings = read_images(model, ink["test"], profile, 1, run.device)
     scores = evaluate(readings, ink["test"].tokens)
+    val_perplexity, _ = perplexity(image_losses(model, ink["valid"], profile, run.device))
     return {"perplexity": round(over_tokens, 3), "perplexity_image_mean": round(image_mean, 3),
-            "val_perplexity": round(perplexity(image_losses(model, ink["valid"], profile, run.device))[0], 3),
+            "val_perplexity": round(val_perplexity, 3),
             "wer": round(scores.wer, 2), "exprate": round(scores.exprate, 2)}, readings
 
 # %% ../nbs/09b_tables.ipynb #0679d761
 def language_figures(run: Run) -> dict:  # columns of table1.csv
-    "Control L: a 5-gram model of the synthetic set's formulas scored on the test captions; its one reading is its likeliest formula."
+    """Control L: a 5-gram model of the synthetic set's formulas scored on the test captions; its one reading is its
+    likeliest formula."""
     images = image_sets(run).product
     formulas = images["synthetic_print"].tokens
     model = NGramModel(order=5, vocab=list(images.vocab.tokens)).fit([t.split() for t in formulas])
-    losses = {name: [model.nll(t.split()) for t in images[f"{name}_ink"].tokens] for name in ("test", "valid")}
+    def losses(name): return [model.nll(t.split()) for t in images[name].tokens]
     guess = min(set(formulas), key=lambda t: (model.nll(t.split()).sum(), t))
     scores = evaluate([guess] * len(images["test_ink"]), images["test_ink"].tokens)
-    corpus, image_mean = perplexity(losses["test"])
-    return {"checkpoint": "", "perplexity": round(corpus, 3), "perplexity_image_mean": round(image_mean, 3), "val_perplexity": round(perplexity(losses["valid"])[0], 3),
-            "wer": round(scores.wer, 2), "exprate": round(scores.exprate, 2), "synthetic_images": len(formulas)}
+    over_tokens, image_mean = perplexity(losses("test_ink"))
+    val_perplexity, _ = perplexity(losses("valid_ink"))
+    return {"checkpoint": "", "perplexity": round(over_tokens, 3), "perplexity_image_mean": round(image_mean, 3),
+            "val_perplexity": round(val_perplexity, 3), "wer": round(scores.wer, 2),
+            "exprate": round(scores.exprate, 2), "synthetic_images": len(formulas)}
 
 # %% ../nbs/09b_tables.ipynb #4133ac1d
-GAN_ONLY = ("lambda_", "skip", "matched_targets", "z_reward", "l1_anchor", "gan_iterations", "warmup_iterations", "anchor_size", "generator_lr", "warmup_lr", "discriminator_lr",
-            "discriminator_beta1", "discriminator_gain", "task_lr", "ema_decay", "base_channels", "printed_formulas")  # fields without a part in rows that have no GAN
+GAN_ONLY = (  # fields without a part in rows that have no GAN
+    "lambda_", "skip", "matched_targets", "z_reward", "l1_anchor", "gan_iterations", "warmup_iterations", "anchor_size",
+    "generator_lr", "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr",
+    "ema_decay", "base_channels", "printed_formulas")
 
 
 def finish_row(
@@ -199,8 +219,10 @@ def finish_row(
     profile = dataclasses.replace(run.profile, lambda_=lambda_) if gan else run.profile
     used = None if gan else [f.name for f in dataclasses.fields(Profile) if f.name not in GAN_ONLY]
     own = departures(profile, TABLE1_COLUMNS, used) | {"row": row} | provenance(run, minutes)
-    if not gan and not any("perplexity" in line and line.get("checkpoint") for line in lines): own.pop("recognizer_steps")
-    lines, table = [own | line for line in lines], results_table(run.profile)
+    if not gan and not any("perplexity" in line and line.get("checkpoint") for line in lines):
+        own.pop("recognizer_steps")
+    lines = [own | line for line in lines]
+    table = results_table(run.profile)
     for line in lines: write_row(table, line)
     return lines, table
 
@@ -216,7 +238,8 @@ def run_row(
     **overrides,  # fields of the profile
 ) -> RowResult:
     "One row of Table 1 from end to end; finished stages come from the cache. Its lines go to `results_table`."
-    run, row = make_run(profile, seed, data_dir, max_minutes, progress, **overrides), str(row or "")
+    run = make_run(profile, seed, data_dir, max_minutes, progress, **overrides)
+    row = str(row or "")
     lambda_ = None if lambda_ in (None, "") else cast_value("lambda", lambda_, float)
     variant = None if row in CONTROLS else choose_row(row, lambda_)
     if row == "L":
@@ -230,10 +253,13 @@ def run_row(
     for checkpoint in ("last", "best"):
         figures, readings = checkpoint_figures(run, model.product / f"{checkpoint}.safetensors")
         lines.insert(0, {"checkpoint": checkpoint} | figures | measured)
-    lines, table = finish_row(run, name, lines, minutes_of(model), variant is not None, variant.lambda_ if variant else 1.0)
+    weight = variant.lambda_ if variant else 1.0
+    lines, table = finish_row(run, name, lines, minutes_of(model), variant is not None, weight)
     sets = image_sets(run).product
+    sheet = sheet_of(sets["synthetic_print"], images, sets["train_ink"])
+    pairs = list(zip(sets["test_ink"].tokens, readings))
     gan = next((s.folder for s in run.stages.values() if s.name == "gan"), None)
-    return RowResult(lines, sheet_of(sets["synthetic_print"], images, sets["train_ink"]), table, list(zip(sets["test_ink"].tokens, readings)), model.product, gan)
+    return RowResult(lines, sheet, table, pairs, model.product, gan)
 
 # %% ../nbs/09b_tables.ipynb #4270769a
 @dataclass(frozen=True)
@@ -242,13 +268,14 @@ class RecognitionRow:
     name: str
     what: str
     train_norm: str = "symbol"  # sizing of training and validation images
-    second: str = ""  # what is mixed in, drawn as often as the ink: the set of "1", "2", "7", "P" or "S" of Table 1, or "distorted" ink
+    second: str = ""  # drawn as often as the ink: the set of "1", "2", "7", "P" or "S" of Table 1, or "distorted" ink
     ink: bool = True  # trained on CROHME's ink at all
 
 
-RECOGNITION_ROWS = {row.name: row for row in (
-    *(RecognitionRow(name, *PAPER_TABLE2[name][:2], second) for name, second in zip(PAPER_TABLE2, ("", "1", "2", "7") * 2)),
-    *(RecognitionRow(name, what, second={"P": "P", "D": "distorted", "S": "S", "Y": "7"}[name], ink=name != "Y") for name, what in TABLE2_CONTROLS.items()))}
+_SECOND = dict(zip(PAPER_TABLE2, ("", "1", "2", "7") * 2)) | {"P": "P", "D": "distorted", "S": "S", "Y": "7"}
+_PAPER = [RecognitionRow(name, *figures[:2], _SECOND[name]) for name, figures in PAPER_TABLE2.items()]
+_OURS = [RecognitionRow(name, what, second=_SECOND[name], ink=name != "Y") for name, what in TABLE2_CONTROLS.items()]
+RECOGNITION_ROWS = {row.name: row for row in [*_PAPER, *_OURS]}
 BEAM_SIZE = 10  # the paper's
 OWN_KEY = tuple(k for k in TABLE2_KEY if k != "test_norm")  # what tells one training of Table 2 from another
 CURVE_COLUMNS = (*OWN_KEY, "step", "metric", "exprate")
@@ -260,8 +287,10 @@ def choose_recognition_row(
     train_norm: str = "",  # another sizing of the training images
 ) -> RecognitionRow:
     "The row of that name."
-    if str(row) not in RECOGNITION_ROWS: raise FormulaGanError(f"no row {row!r}: rows are {', '.join(RECOGNITION_ROWS)}")
-    if train_norm and train_norm not in SIZINGS: raise FormulaGanError(f"train_norm={train_norm!r}: choose one of {', '.join(SIZINGS)}")
+    if str(row) not in RECOGNITION_ROWS:
+        raise FormulaGanError(f"no row {row!r}: rows are {', '.join(RECOGNITION_ROWS)}")
+    if train_norm and train_norm not in SIZINGS:
+        raise FormulaGanError(f"train_norm={train_norm!r}: choose one of {', '.join(SIZINGS)}")
     chosen = RECOGNITION_ROWS[str(row)]
     return dataclasses.replace(chosen, train_norm=train_norm) if train_norm else chosen
 
@@ -283,14 +312,17 @@ def training_figures(
     row: RecognitionRow,
     weights: str = "",  # a generator that writes in place of the row's GAN
 ) -> list[Stage]:  # of FigureSets and PictureSets, as `training_sources`
-    "What a guided row of Table 2 is made from; distorted ink (D) is the ink once more, since guided training distorts all that it draws."
-    ink, images = [ink_figures(run)] * row.ink, image_sets(run)
+    """What a guided row of Table 2 is made from; distorted ink (D) is the ink once more, since guided training distorts
+    all that it draws."""
+    ink = [ink_figures(run)] * row.ink
+    images = image_sets(run)
     if not row.second: return ink
     if row.second == "distorted": return ink * 2
     if row.second not in ("P", "S"): return [*ink, pictures(run, source_set(run, ROWS[row.second], weights))]
     def formulas(): return images.product["synthetic_print"].tokens
     def fonts(_): return [extra["font"] for extra in images.product["synthetic_print"].extra]
-    return [*ink, typeset_figures(run, "print", formulas, fonts, [images]) if row.second == "P" else typeset_figures(run, "stitched", formulas, inputs=[images])]
+    if row.second == "P": return [*ink, typeset_figures(run, "print", formulas, fonts, [images])]
+    return [*ink, typeset_figures(run, "stitched", formulas, inputs=[images])]
 
 
 def large_model(
@@ -301,13 +333,18 @@ def large_model(
 ) -> Stage:
     "Table 2's recogniser of a row."
     sized, images = run.of(sizing=row.train_norm), image_sets(run)
+    name, steps = f"row {row.name}", run.profile.updates
     if recipe == "guided":
         sized = reading_run(sized)
-        return guided_recognizer(sized, f"row {row.name}", sources, lambda: ink_set(sized, row.train_norm).product["valid"], lambda: corpus(run).product.vocab, "corpus",
-                                 run.profile.updates)
-    valid = ink_set(run, row.train_norm)
-    def choose(products): return [p["train"] if isinstance(p, dict) else resized(run, p, row.train_norm) for p in products]
-    return recognizer(sized, f"row {row.name}", sources, choose, lambda: valid.product["valid"], lambda: images.product.vocab, run.profile.updates, recipe, sizing=row.train_norm)
+        def valid(): return ink_set(sized, row.train_norm).product["valid"]
+        def vocab(): return corpus(run).product.vocab
+        return guided_recognizer(sized, name, sources, valid, vocab, "corpus", steps)
+    ink = ink_set(run, row.train_norm)
+    def choose(products):
+        return [p["train"] if isinstance(p, dict) else resized(run, p, row.train_norm) for p in products]
+    def valid(): return ink.product["valid"]
+    def vocab(): return images.product.vocab
+    return recognizer(sized, name, sources, choose, valid, vocab, steps, recipe, sizing=row.train_norm)
 
 # %% ../nbs/09b_tables.ipynb #3053a0cd
 @dataclass
@@ -325,13 +362,14 @@ def test_readings(
     folder: Path,  # the recogniser's stage
     images: ImageSet,
 ) -> list[tuple[str, str]]:  # (truth, reading) of each image
-    "What a trained recogniser reads in the test ink; kept in its stage as `readings-SIZING.tsv` with columns id, truth, reading."
+    """What a trained recogniser reads in the test ink; kept in its stage as `readings-SIZING.tsv` with columns id,
+    truth, reading."""
     path = folder / f"readings-{run.profile.sizing}.tsv"
     if not path.exists():
         model = load_recognizer(folder / "best.safetensors", run.device)
         readings = read_images(model, images, run.profile, BEAM_SIZE, run.device)
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{e['id']}\t{t}\t{r}\n" for e, t, r in zip(images.extra, images.tokens, readings)), encoding="utf-8")
+        lines = (f"{e['id']}\t{t}\t{r}\n" for e, t, r in zip(images.extra, images.tokens, readings))
+        with atomic_path(path) as temporary: temporary.write_text("".join(lines), encoding="utf-8")
     return [tuple(line.split("\t")[1:]) for line in path.read_text(encoding="utf-8").splitlines()]
 
 # %% ../nbs/09b_tables.ipynb #531a3e43
@@ -362,9 +400,12 @@ def check_recognition(
     "Raise `FormulaGanError` for what Table 2 cannot do, before any work."
     from formula_gan.tasks import RECIPES
     if run.profile.sizing != "symbol":
-        raise FormulaGanError(f"sizing={run.profile.sizing!r}: Table 2 takes its sizes from train_norm and test_norms; leave the profile's at symbol")
-    if recipe not in (*RECIPES, "guided"): raise FormulaGanError(f"no recipe {recipe!r}: choose one of guided, {', '.join(RECIPES)}")
-    if not test_norms or set(test_norms) - set(SIZINGS): raise FormulaGanError(f"test_norms={' '.join(test_norms)!r}: choose among {', '.join(SIZINGS)}")
+        raise FormulaGanError(f"sizing={run.profile.sizing!r}: Table 2 takes its sizes from train_norm and test_norms; "
+                              "leave the profile's at symbol")
+    if recipe not in (*RECIPES, "guided"):
+        raise FormulaGanError(f"no recipe {recipe!r}: choose one of guided, {', '.join(RECIPES)}")
+    if not test_norms or set(test_norms) - set(SIZINGS):
+        raise FormulaGanError(f"test_norms={' '.join(test_norms)!r}: choose among {', '.join(SIZINGS)}")
     if weights: weights_file(weights, "generator")
 
 # %% ../nbs/09b_tables.ipynb #ca062ea7
@@ -377,7 +418,8 @@ def own_columns(
 ) -> dict:  # the columns `OWN_KEY`
     "What tells a training of Table 2 from another."
     gan = row.second in ROWS and not weights
-    used = [f.name for f in dataclasses.fields(Profile) if f.name not in ("sizing", "synthetic_images") and (gan or f.name not in GAN_ONLY)]
+    unused = {"sizing", "synthetic_images", *(() if gan else GAN_ONLY)}
+    used = [f.name for f in dataclasses.fields(Profile) if f.name not in unused]
     profile = dataclasses.replace(run.profile, lambda_=ROWS[row.second].lambda_) if gan else run.profile
     shown = departures(profile, TABLE2_COLUMNS, used)
     return shown | {"row": row.name, "recipe": recipe, "train_norm": row.train_norm, "synthetic": synthetic,
@@ -387,7 +429,7 @@ def own_columns(
 def run_recognition_row(
     row: str = "V",  # "I".."VIII", or a control: "P", "D", "S", "Y"
     profile: Profile | str = "demo",
-    recipe: str = "",  # "guided", or one of `tasks.RECIPES`; empty: guided where the profile's network is wide, else modern
+    recipe: str = "",  # "guided", or one of `tasks.RECIPES`; empty: guided where the network is wide, else modern
     train_norm: str = "",  # sizing of the training images; empty: the row's own
     test_norms: tuple = ("height", "symbol"),
     seed: int = 0,
@@ -399,25 +441,32 @@ def run_recognition_row(
 ) -> RecognitionResult:
     "One row of Table 2 from end to end; finished stages come from the cache. Its lines go to `table2.csv`."
     from formula_gan.tasks import RECIPES
-    chosen, run = choose_recognition_row(row, train_norm), make_run(profile, seed, data_dir, max_minutes, progress, **overrides)
+    chosen = choose_recognition_row(row, train_norm)
+    run = make_run(profile, seed, data_dir, max_minutes, progress, **overrides)
     recipe = recipe or ("guided" if guides(run.profile) else "modern")
     check_recognition(run, recipe, test_norms, generator)
     guided = recipe == "guided"
     sources = (training_figures if guided else training_sources)(run, chosen, generator)
     model = large_model(run, chosen, sources, "guided" if guided else RECIPES[recipe])
     sized = reading_run(run) if guided else run
-    folder, test = model.product, {norm: ink_set(sized, norm).product["test"] for norm in test_norms}
+    folder = model.product
+    test = {norm: ink_set(sized, norm).product["test"] for norm in test_norms}
     readings = {norm: test_readings(sized.of(sizing=norm), folder, images) for norm, images in test.items()}
     second = sources[-1].product if chosen.second else []
     own = own_columns(run, chosen, recipe, generator, len(second["train"] if isinstance(second, dict) else second))
-    curve, facts = validation_curve(folder), provenance(run, minutes_of(model))
+    curve = validation_curve(folder)
+    facts = provenance(run, minutes_of(model))
     if not guided: facts["batch"] = RECIPES[recipe].images(run.profile)
     own |= facts | {"val_exprate": round(curve.exprate[curve.metric.idxmin()], 2)}
-    rows = [own | {"test_norm": norm} | score_columns([r for _, r in pairs], [t for t, _ in pairs]) for norm, pairs in readings.items()]
+    rows = []
+    for norm, pairs in readings.items():
+        scores = score_columns([reading for _, reading in pairs], [truth for truth, _ in pairs])
+        rows.append(own | {"test_norm": norm} | scores)
     table = results_table(run.profile, "table2.csv")
     for line in rows: write_row(table, line, TABLE2_COLUMNS, TABLE2_KEY)
+    key = {k: own[k] for k in OWN_KEY if k in own}
     for point in curve[["step", "metric", "exprate"]].round(4).to_dict("records"):
-        write_row(table.with_name("table2_curves.csv"), {k: own[k] for k in OWN_KEY if k in own} | point, CURVE_COLUMNS, (*OWN_KEY, "step"))
+        write_row(table.with_name("table2_curves.csv"), key | point, CURVE_COLUMNS, (*OWN_KEY, "step"))
     return RecognitionResult(rows, table, readings, folder, test)
 
 # %% ../nbs/09b_tables.ipynb #c32e64fc
@@ -431,9 +480,11 @@ def compare_rows(
     for (first, second), (n, norm) in product(combinations(results, 2), enumerate(results[0].readings)):
         one, other = first.rows[n], second.rows[n]
         truths = [truth for truth, _ in first.readings[norm]]
-        found = dataclasses.asdict(compare(*([reading for _, reading in result.readings[norm]] for result in (first, second)), truths))
+        readings = ([reading for _, reading in result.readings[norm]] for result in (first, second))
+        found = dataclasses.asdict(compare(*readings, truths))
         figures = {names.get(k, k): float(f"{v:.5g}") if isinstance(v, float) else v for k, v in found.items()}
-        pairs.append({k: other[k] for k in TABLE2_KEY if k in other} | {"versus": display_name(one), "versus_norm": one["train_norm"], "n": len(truths)} | figures)
+        versus = {"versus": display_name(one), "versus_norm": one["train_norm"], "n": len(truths)}
+        pairs.append({k: other[k] for k in TABLE2_KEY if k in other} | versus | figures)
     table = results[0].table.with_name("table2_pairs.csv")
     for pair in pairs: write_row(table, pair, PAIR_COLUMNS, (*TABLE2_KEY, "versus", "versus_norm"))
     return pandas.DataFrame(pairs)
@@ -459,10 +510,13 @@ def attention_sheet(
         batch = collate([pad_margin(np.asarray(images[n]), profile)], [model.vocab.encode(words)])
         with torch.no_grad(): _, looks = model(batch.x, batch.mask, batch.ids)
         ink = batch.x[0, 0]
-        maps = [sum(torch.nn.functional.interpolate(look[:, t:t + 1] / look[:, t].max(), ink.shape)[0, 0] for look in looks) / len(looks) for t in range(min(tokens, len(words)))]
+        def widened(look, t):
+            return torch.nn.functional.interpolate(look[:, t:t + 1] / look[:, t].max(), ink.shape)[0, 0]
+        maps = [sum(widened(look, t) for look in looks) / len(looks) for t in range(min(tokens, len(words)))]
         blank = [torch.zeros(1, 1)] * (tokens - len(maps))
         cells += [ink, *(torch.maximum(0.3 * ink, look) for look in maps), *blank]
-        titles += [f"right: {truth}" if truth == reading else f"{reading}   (true: {truth})", *words[:tokens], *[""] * len(blank)]
+        title = f"right: {truth}" if truth == reading else f"{reading}   (true: {truth})"
+        titles += [title, *words[:tokens], *[""] * len(blank)]
     return tile(cells, 1 + tokens, titles)
 
 # %% ../nbs/09b_tables.ipynb #fd952998
@@ -487,15 +541,18 @@ def score_test_set(
 ) -> TestScores:
     "Score a recogniser on any test set. Symbols that it does not know cannot be read and count as errors."
     from formula_gan.reading import trained_profile
-    if sizing and sizing not in SIZINGS: raise FormulaGanError(f"test_norm={sizing!r}: choose one of {', '.join(SIZINGS)}")
+    if sizing and sizing not in SIZINGS:
+        raise FormulaGanError(f"test_norm={sizing!r}: choose one of {', '.join(SIZINGS)}")
     profile = trained_profile(model)
     if sizing: profile = dataclasses.replace(profile, sizing=sizing)
     test_set = read_test_set(path, progress)
-    images, device = test_set.images(profile), next(model.parameters()).device.type
+    images = test_set.images(profile)
+    device = next(model.parameters()).device.type
     read = dict(zip([e["id"] for e in images.extra], read_images(model, images, profile, beam_size, device)))
     names, truths, sources = zip(*test_set.items)
     readings = [read.get(n) for n in range(len(names))]
     def reason(source): return str(source) if isinstance(source, FormulaGanError) else "it cannot be drawn"
     lost = [(names[n], reason(sources[n])) for n in range(len(names)) if n not in read]
     unknown = Counter(s for truth in truths for s in set(truth.split()) if s not in model.vocab)
-    return TestScores(score_columns(readings, truths), list(zip(truths, readings)), list(names), lost, test_set.skipped, unknown)
+    scores, pairs = score_columns(readings, truths), list(zip(truths, readings))
+    return TestScores(scores, pairs, list(names), lost, test_set.skipped, unknown)
