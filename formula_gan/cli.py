@@ -298,8 +298,7 @@ def picture_files(
     found = []
     for path in map(Path, paths):
         inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES and f.is_file()) if path.is_dir() else [path]
-        if not inside: raise FormulaGanError(f"{path} holds no image ({' '.join(PICTURES)})")
-        found += map(str, inside)
+        found += map(str, inside or [path])  # of an empty folder the reader says what it is
     return found
 
 

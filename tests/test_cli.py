@@ -66,7 +66,7 @@ def mistakes():
     yield "synthesize f.txt f.txt --generator g.safetensors", "cannot make the folder f.txt: File exists"
     yield "synthesize f.txt folder --generator g.safetensors", "folder holds other files"
     yield "synthesize f.txt out --generator f.txt", "f.txt is damaged"
-    yield "recognize folder", "folder holds no image"
+    yield "recognize folder", "folder is a folder: name the images in it"
     yield "recognize none.png folder", "none of the 2 images could be read: none.png: no such file"
     yield "render x --out f.txt/x.png", "f.txt is a file, not a folder"
     yield "render x --out folder/x.png", "folder/x.png is a folder"

@@ -94,4 +94,4 @@ def test_the_packaged_one_flags_a_page_of_two_lines(tmp_path, capsys):
     assert one["file"].endswith("a.png") and one["latex"] == "a + b = c" and one["complete"] and one["unread"] == 0
     assert other["file"].endswith("b.png") and not other["complete"] and other["unread"] > 0.12 and "of the ink is not in the reading" in shown.err
     (tmp_path / "empty").mkdir()
-    assert cli.main(["recognize", str(tmp_path / "empty")]) == 2 and "holds no image" in capsys.readouterr().err
+    assert cli.main(["recognize", str(tmp_path / "empty")]) == 2 and "is a folder: name the images in it" in capsys.readouterr().err
