@@ -106,7 +106,7 @@ def test_main_job(clean_environment, tmp_path):
     assert any("image/png" in d for d in data), "no picture"
     from formula_gan.results import read_table
     frame = read_table(copy / "artifacts" / "cache" / "table1.csv")
-    row = frame[(frame.row == "3") & frame.skip & (frame.checkpoint == "best")].iloc[0]
+    row = frame[(frame.row == "3") & frame.skip.eq(True) & (frame.checkpoint == "best")].iloc[0]
     assert row.perplexity > 1 and 0 <= row.exprate <= 100 and row.wer >= 0
     assert {"L", "P"} <= set(frame.row)
     assert any("perplexity" in str(d.get("text/html", "")) for d in data), "no table"
