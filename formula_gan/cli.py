@@ -794,7 +794,7 @@ def drop_progress(nb):
     "Take progress bars out of an executed notebook's outputs."
     def is_bar(output):
         if output.output_type != "stream" or output.name != "stderr": return False
-        return "\r" in output.text or "%|" in output.text
+        return "\r" in output.text or "%|" in output.text or not output.text.strip()
     for cell in nb.cells:
         if cell.cell_type == "code": cell.outputs = [output for output in cell.outputs if not is_bar(output)]
 
