@@ -487,7 +487,7 @@ class Trainer:
             value = figures["metric"]
             self.add_line(self.metrics, figures)
             if value < self.best:
-                self.task.export(self.folder / "best.safetensors", steps=self.step, validation_nll=value)
+                self.task.export(self.folder / "best.safetensors", steps=self.step, validation=value)
         if self.accelerator.num_processes > 1:
             shared = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
             value = float(self.accelerator.reduce(shared, "sum"))

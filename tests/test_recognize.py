@@ -8,20 +8,11 @@ from PIL import Image
 
 from formula_gan import cli
 from formula_gan.core import FormulaGanError
-from formula_gan.ink import Ink, rasterize
 from formula_gan.rendering import render
 from formula_gan.reading import Reading, recognize, recognize_many
 from formula_gan.task_model import Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import Vocab
-
-INK = Ink("xx=", tuple(np.array(s, "float32") for s in (
-    [[0, 0], [8, 12]], [[8, 0], [0, 12]], [[14, 0], [22, 12]], [[22, 0], [14, 12]], [[28, 4], [38, 4]], [[28, 8], [38, 8]])))
-
-
-@pytest.fixture(scope="module")
-def page():
-    "The ink as a float page, ink 1, symbols 48 px high, with a wide border."
-    return np.pad(rasterize(INK, symbol_height=48), 30)
+from test_scans import page  # the same ink as a page
 
 
 @pytest.fixture(scope="module")
