@@ -48,6 +48,10 @@ class Profile:
     # D's real images come from the domains that are asked of G; without, evenly from all, as in the paper
     matched_targets: bool = False
     skip: bool = False  # generator with skip connections; rows trained so are named "... skip"
+    fold: int = 1  # px to a side of the cells that generator and discriminator work on, by `pixel_unshuffle`
+    cells: bool = False  # the discriminator judges each cell of its last maps instead of the whole image
+    judge: str = ""  # frozen recogniser whose symbol map judges content; empty: Eq 7's task model does
+    loose: float = 0.0  # of print before the generator rewrites it: 1 is as people's symbols vary, `drawing.Hand`
     lambda_: float = 1.0  # weight of the task loss (Eqs 8, 9)
     z_reward: float = 0.0  # weight of the reward for pictures that change with z; such rows are named "... z"
     generator_lr: float = 5e-5
@@ -135,7 +139,7 @@ def get_profile(
     if profile.discriminator_beta1 >= 1 or profile.ema_decay >= 1:
         raise FormulaGanError("discriminator_beta1 and ema_decay are shares of the past: below 1")
     may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "z_reward", "ema_decay",
-                   "discriminator_beta1", "reading_height")
+                   "discriminator_beta1", "reading_height", "loose")
     for field, kind in kinds.items():
         value = getattr(profile, field)
         if kind in (int, float) and (value < 0 or value == 0 and field not in may_be_zero):

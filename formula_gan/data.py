@@ -460,7 +460,7 @@ class Drawing:
     tilt: float = 1.5  # degrees, standard deviation of an image's turn
     loose: float = 1.0  # of the symbols, `drawing.Hand`
     faults: float = 0.0  # share of images with a photo's faults
-    border: int = 8  # px of blank around the ink, on average
+    border: int = 4  # px of blank around the ink, on average
 
     def size(self, rng) -> float:  # px of the median symbol
         "A batch's own symbol height."
@@ -504,6 +504,7 @@ class FigureStream:
         if not sets or not all(len(s) for s in sets):
             raise FormulaGanError("a stream needs figure sets that are not empty")
         self.sets, self.vocab, self.drawing = sets, vocab, drawing
+        self.domains = [s.domain for s in sets]
         self.seed, self.pool = seed, pool
         self.turns = Turns([len(s) for s in sets], seed)
         self.counts = []  # batches of each pool
@@ -539,7 +540,8 @@ class FigureStream:
         images, boxes = zip(*drawn)
         tokens = [self.sets[which].tokens[n] for which, n, _ in group]
         ids = [self.vocab.encode(t.split()) for t in tokens]
-        return collate(images, ids, [HANDWRITTEN] * len(group), tokens, multiple=8, boxes=boxes)
+        domains = [self.domains[which] for which, _, _ in group]
+        return collate(images, ids, domains, tokens, multiple=8, boxes=boxes)
 
 # %% ../nbs/04_data.ipynb #3ac1fca1
 def draw_item(

@@ -432,6 +432,9 @@ class PictureSet:
         self.units = np.array([extra["size"] * symbol_height for extra in images.extra], "float32")
         self.tokens, self.sizes = images.tokens, images.shapes[:, ::-1].astype("float32") / self.units[:, None]
 
+    @property
+    def domain(self) -> int: return self.images.domain
+
     def __len__(self): return len(self.tokens)
 
     def __getitem__(self, n) -> Picture:
@@ -451,6 +454,10 @@ class FigureSet:
         self.arrays = {name: np.concatenate([getattr(f, name) for f in figures]) for name in names} if figures else {}
         counts = {name: [len(getattr(f, name)) for f in figures] for name in ("points", "starts", "token")}
         self.ends = {name: np.append(0, np.cumsum(count)).astype("int64") for name, count in counts.items()}
+
+    @property
+    def domain(self) -> int:  # 0: print, outlines alone; 1: handwriting
+        return 0 if self.arrays and self.arrays["filled"].all() else 1
 
     def __len__(self): return len(self.tokens)
 

@@ -23,11 +23,12 @@ from .trainer import seed_everything_for, update_average
 @dataclass(frozen=True)
 class GuidedRecipe:
     "How a guided recogniser is trained (AdamW)."
-    lr: float = 1e-3
+    lr: float = 1.5e-3
     betas: tuple[float, float] = (0.9, 0.98)
     decay: float = 0.02  # of the weights
     rise: int = 300  # steps of linear warm-up
     fall: float = 0.3  # share of the steps, at the end, in which the rate falls to nothing
+    clip: float = 1.0  # longest gradient: nearly every step is cut, so that no rare batch moves more than others
     average: float = 0.999  # decay of the averaged weights
     attention: float = 0.5  # weight of `attention_loss`
     symbols: float = 0.5  # weight of `symbol_loss`
@@ -46,7 +47,7 @@ class GuidedRecipe:
 # %% ../nbs/07b_guided.ipynb #9a066da2
 def guided_recipe(profile: Profile) -> GuidedRecipe:
     "A thin network learns in minutes: a higher rate, a shorter way up, a shorter average."
-    if profile.network == "thin": return GuidedRecipe(lr=3e-3, rise=40, fall=0.5, average=0.98, symbols=1.0)
+    if profile.network == "thin": return GuidedRecipe(lr=3e-3, rise=40, fall=0.5, clip=100.0, average=0.98, symbols=1.0)
     return GuidedRecipe()
 
 
@@ -74,12 +75,14 @@ class GuidedTask:
         recipe: GuidedRecipe = GuidedRecipe(),
         drawing: Drawing | None = None,  # None: at the profile's symbol height, without a photo's faults
         config: RecognizerConfig | None = None,  # None: `guided_config`
+        start: Recognizer | None = None,  # trained before, of the same shape; its vocabulary may be another
         device: str = "cpu",  # where `Trainer` puts it
     ):
         seed_everything_for(seed, "init")
         self.profile, self.seed, self.device = profile, seed, device
-        self.steps, self.recipe = steps, recipe
+        self.steps, self.recipe, self.clip = steps, recipe, recipe.clip
         self.live = Recognizer(vocab, config or guided_config(profile)).to(memory_format=torch.channels_last)
+        if start is not None: self.live.take_over(start)
         self.model = copy.deepcopy(self.live).requires_grad_(False)  # the average, which is validated and exported
         self.modules = {"recognizer": self.live, "average": self.model}
         plain = [p for p in self.live.parameters() if p.ndim < 2]

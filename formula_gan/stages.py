@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 'GENERAL_STITCHED', 'GENERAL_PRINTED', 'COMMON',
            'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'corpus', 'Images', 'image_sets',
-           'stitch_prints', 'stitched_set', 'gan_streams', 'generator', 'written_set', 'print_set', 'image_losses',
-           'read_images', 'recognizer', 'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures',
-           'typeset_figures', 'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab',
-           'general_recognizer']
+           'stitch_prints', 'stitched_set', 'gan_streams', 'file_digest', 'gan_figures', 'gan_sets', 'generator',
+           'written_set', 'print_set', 'image_losses', 'read_images', 'recognizer', 'content_formulas', 'reader',
+           'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures', 'pictures', 'fitting',
+           'guided_recognizer', 'reading_run', 'general_vocab', 'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
 import dataclasses, hashlib, time
@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile,
-                              mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores)
+                              mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
+                              weights_file)
 from .corpora import load_corpus
 from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, ordered_batches, print_images, resize_set
 from .evaluation import evaluate
@@ -239,11 +240,11 @@ GAN_SETS = ("captions_print", "train_ink", "formulas_print")
 
 
 def gan_streams(
-    sets,  # `Images`, or a mapping of ImageSets
+    sets,  # `Images`, or a mapping of ImageSets or FigureSets
     row,  # `tables.Row`: whether ink is among the sources, and which class is asked for
     matched: bool = False,  # `Profile.matched_targets`
 ) -> tuple[list, list]:  # sources, targets
-    """The image sets that a row's generator reads, and those that its discriminator takes for real: all of them as in
+    """The sets that a row's generator reads, and those that its discriminator takes for real: all of them as in
     the paper, or for each source one of the domain that is asked for, so that real and generated images are of the
     same classes."""
     captions, ink, _ = everything = [sets[name] for name in GAN_SETS]
@@ -251,7 +252,33 @@ def gan_streams(
     if not matched or row.target != "opposite": return sources, everything
     return sources, [ink] + [captions] * row.handwritten_source + [ink] * row.handwritten_source
 
+# %% ../nbs/09a_stages.ipynb #efb0ae8d
+def file_digest(path: str | Path) -> str:
+    "The SHA-256 of a file."
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
+# %% ../nbs/09a_stages.ipynb #5ff052dc
+def gan_figures(run: Run) -> dict:  # name of `GAN_SETS` -> stage of a FigureSet
+    "The figures of the sets that a GAN learns from, where they are drawn anew each time."
+    images = image_sets(run)
+    def prints(name):
+        def formulas(): return images.product[name].tokens
+        def fonts(_): return [extra["font"] for extra in images.product[name].extra]
+        return typeset_figures(run, "print", formulas, fonts, [images], of=name)
+    return {name: ink_figures(run) if name == "train_ink" else prints(name) for name in GAN_SETS}
+
+# %% ../nbs/09a_stages.ipynb #dd8c8c15
+def gan_sets(
+    run: Run,
+    vocab: Vocab,
+) -> dict:  # name of `GAN_SETS` -> ImageSet or FigureSet
+    "What a GAN learns from."
+    from formula_gan.tasks import draws_anew
+    if not draws_anew(run.profile): return {name: image_sets(run).product[name] for name in GAN_SETS}
+    figures = gan_figures(run)
+    return {name: fitting(stage.product, vocab, run.profile.max_tokens) for name, stage in figures.items()}
+
+# %% ../nbs/09a_stages.ipynb #2c328f28
 def generator(
     run: Run,
     row,  # `tables.Row`
@@ -260,14 +287,14 @@ def generator(
     "A row's trained generator after so many iterations."
     from formula_gan.tasks import GanTask, gan_settings
     run = run.of(lambda_=row.lambda_, gan_iterations=iterations or run.profile.gan_iterations)
-    images = image_sets(run)
+    images, judge = image_sets(run), run.profile.judge
+    if judge: judge = file_digest(weights_file(judge, "recognizer"))
     training = stage(run, "gan", 4, lambda folder: {}, inputs=[images], training=gan_settings(run.profile),
                      seed=run.seed, attention=row.attention, target=row.target,
-                     handwritten_source=row.handwritten_source)
+                     handwritten_source=row.handwritten_source, judge=judge or None)
     def build(folder):
-        sets = images.product
-        sources, targets = gan_streams(sets, row, run.profile.matched_targets)
-        vocab = Vocab.from_tokens([t.split() for name in GAN_SETS for t in sets[name].tokens])
+        vocab = Vocab.from_tokens([t.split() for name in GAN_SETS for t in images.product[name].tokens])
+        sources, targets = gan_streams(gan_sets(run, vocab), row, run.profile.matched_targets)
         task = GanTask(run.profile, sources, targets, vocab, run.seed, row.target, row.attention, run.device)
         trainer = train(run, task, training.folder, f"GAN ({row.name})", sheet_every=100)
         trainer.rename_last(folder / "generator.safetensors")
@@ -275,7 +302,7 @@ def generator(
     return stage(run, "generator", 1, build, lambda folder: folder / "generator.safetensors", [training],
                  iterations=run.profile.gan_iterations)
 
-# %% ../nbs/09a_stages.ipynb #efb0ae8d
+# %% ../nbs/09a_stages.ipynb #d0db0dd0
 def written_set(
     run: Run,
     weights,  # stage of a generator, or the path of a file
@@ -291,7 +318,7 @@ def written_set(
         prints = images.product["synthetic_print"]
         handwrite(network, prints, run.profile, run.seed, run.device, run.progress).save(folder)
         return {"minutes": (time.monotonic() - start) / 60}
-    digest = None if made else hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    digest = None if made else file_digest(weights)
     inputs = [images, weights] if made else [images]
     return stage(run, "synthetic", 2, build, ImageSet.load, inputs, weights=digest, seed=run.seed)
 
@@ -510,11 +537,13 @@ def guided_recognizer(
     vocabulary: str,  # what it is called
     steps: int,
     drawing=None,  # `data.Drawing`; None: at the profile's sizing, without a photo's faults
+    start: str = "",  # a recogniser to go on from: a file, or the name of shipped weights
 ) -> Stage:  # of its folder, with best.safetensors, last.safetensors and metric.csv
     """A guided recogniser; the checkpoint of lowest word error rate on validation ink is kept, loss and ExpRate beside
     it."""
     from formula_gan.data import Drawing
     from formula_gan.guided import GuidedTask, guided_config, guided_recipe
+    from formula_gan.task_model import load_recognizer
     profile = run.profile
     recipe, config = guided_recipe(profile), guided_config(profile)
     height = profile.height if profile.sizing == "height" else profile.symbol_height
@@ -524,7 +553,8 @@ def guided_recognizer(
         images, symbols = valid(), vocab()
         longest = [LONGEST_INK if s.fields["figures"] == "ink" else LONGEST_PRINT for s in sources]
         figures = [fitting(s.product, symbols, most) for s, most in zip(sources, longest)]
-        task = GuidedTask(profile, figures, symbols, steps, run.seed, recipe, drawing, config, run.device)
+        first = load_recognizer(start) if start else None
+        task = GuidedTask(profile, figures, symbols, steps, run.seed, recipe, drawing, config, first, run.device)
         def metric(task):
             scores = evaluate(read_images(task.model, images, profile, 1, run.device), images.tokens)
             loss = float(np.concatenate(image_losses(task.model, images, profile, run.device)).mean())
@@ -533,9 +563,10 @@ def guided_recognizer(
         trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=every)
         return {"minutes": trainer.minutes, "steps": steps}
     identity = {"config": config, "recipe": recipe, "drawing": drawing}
+    begun = file_digest(weights_file(start, "recognizer")) if start else None
     return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed,
                  **{name: dataclasses.asdict(part) for name, part in identity.items()},
-                 vocabulary=vocabulary, **run.fields("precision"))
+                 vocabulary=vocabulary, begun=begun, **run.fields("precision"))
 
 # %% ../nbs/09a_stages.ipynb #b2a167c8
 GENERAL_STITCHED = 36_000  # formulas of the packaged recogniser in stitched ink
@@ -558,6 +589,7 @@ def general_vocab(read) -> Vocab:  # of a `corpora.Corpus`
 def general_recognizer(
     run: Run,
     steps: int = 0,  # 0: the profile's `updates`
+    start: str = "",  # a recogniser to go on from: a file, or the name of shipped weights
 ) -> Stage:
     """The recogniser of `recognize`, as it comes with the package: trained on ink, as often on stitched ink and print
     together, and on the faults of photos, with all symbols that Wikipedia's formulas use often. It never sees a GAN's
@@ -584,4 +616,4 @@ def general_recognizer(
     ink = ink_figures(run)
     drawing = Drawing(sized.profile.symbol_height, tilt=2.0, faults=0.4)
     return guided_recognizer(sized, "general", [ink, stitched, ink, printed], valid, vocab, "general",
-                             steps or run.profile.updates, drawing)
+                             steps or run.profile.updates, drawing, start)

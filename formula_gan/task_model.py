@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RecognizerConfig', 'Cells', 'NormReLU', 'DenseLayer', 'DenseBlock', 'Encoder', 'WideLayer', 'WideBlock',
            'WideEncoder', 'Memory', 'CoverageAttention', 'gru', 'State', 'Decoder', 'Position', 'advance',
-           'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways', 'save_recognizer',
-           'load_recognizer']
+           'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways', 'SymbolJudge',
+           'save_recognizer', 'load_recognizer']
 
 # %% ../nbs/06_task_model.ipynb #96e55c0e
 import math
@@ -452,6 +452,9 @@ class Hypothesis(NamedTuple):
     score: float  # mean log-probability of a token, end token included; natural logarithm
 
 
+_OF_TOKENS = ("decoder.embed.weight", "decoder.out.weight", "decoder.out.bias", "symbols.weight", "symbols.bias")
+
+
 class Recognizer(nn.Module):
     "Reads formulas; `vocab` and `config` travel with the weights."
 
@@ -467,6 +470,17 @@ class Recognizer(nn.Module):
         self.decoder = Decoder(self.encoder.channels, len(vocab), config)
         self.symbols = nn.Linear(self.encoder.channels[0], len(vocab)) if config.symbol_map else None
         self.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+
+    @torch.no_grad()
+    def take_over(self, other: "Recognizer"):
+        "Take the weights of a recogniser of the same shape; those of a token go to the same token, new ones stay."
+        if other.config != self.config: raise FormulaGanError("only a recogniser of the same shape can be taken over")
+        shared = [token for token in self.vocab.to_list() if token in other.vocab]
+        here, there = ([0, 1, 2, *vocab.encode(shared)[1:-1]] for vocab in (self.vocab, other.vocab))
+        theirs = other.state_dict()
+        for name, tensor in self.state_dict().items():
+            if name in _OF_TOKENS: tensor[here] = theirs[name][there]
+            else: tensor.copy_(theirs[name])
 
     def encode(self, x: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[torch.Tensor, Cells]]:
         "Features of each scale, under autocast if the caller asks for it."
@@ -558,13 +572,45 @@ class Recognizer(nn.Module):
             ids, scores, _ = beam_search(advance, position, beam_size, len(x), max_length, x.device, grammar)
         return [Hypothesis(self.vocab.decode(i), s) for i, s in zip(ids.tolist(), scores.tolist())]
 
-
+# %% ../nbs/06_task_model.ipynb #8098910a
 def count_runaways(
     hypotheses: list[Hypothesis],  # from `Recognizer.decode`
     max_length: int = 200,  # as given to it
 ) -> int:  # how many never ended
     "Readings that were cut at the cap, or ended there because the grammar made them."
     return sum(len(h.tokens) >= max_length - 1 for h in hypotheses)
+
+# %% ../nbs/06_task_model.ipynb #627b747c
+class SymbolJudge(nn.Module):
+    "A frozen recogniser whose symbol map says whether the symbols of an image are still what its label says."
+
+    def __init__(
+        self,
+        model: Recognizer,  # with a symbol map
+        vocab: Vocab,  # of the images' ids
+        scale: float = 1.0,  # of images on their way to the model, down to the symbol size that it knows
+        rest: float = 0.1,  # weight of cells where no symbol has its centre
+    ):
+        super().__init__()
+        if model.symbols is None: raise FormulaGanError("a judge needs a recogniser with a symbol map")
+        self.model, self.scale, self.rest = model.eval().requires_grad_(False), scale, rest
+        known = [model.vocab.encode([token])[1] if token in model.vocab else PAD for token in vocab.to_list()]
+        self.register_buffer("known", torch.tensor([PAD] * 3 + known))  # ids of the model by ids of the images
+
+    def train(self, mode: bool = True): return super().train(False)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # float32 (B,1,H,W)
+        batch,  # Batch, its mask, ids and boxes; tokens that the model does not know have no part in it
+    ) -> torch.Tensor:  # scalar, `symbol_loss`
+        def smaller(t): return F.interpolate(t.float(), scale_factor=self.scale, mode="bilinear", antialias=True)
+        x, mask = smaller(x), smaller(batch.mask)
+        ids = self.known[batch.ids[:, 1:]]
+        boxes = torch.where((ids == PAD)[..., None], torch.nan, batch.boxes * self.scale)
+        [(rows, cells)] = self.model.encode(x, (mask > 0.5).float())
+        named = cells.maps(self.model.symbols(rows)).float()
+        return symbol_loss(named, cells.mask, ids, boxes, self.model.config.stride, self.rest)
 
 # %% ../nbs/06_task_model.ipynb #beff8e11
 def save_recognizer(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Z_CAP', 'frozen', 'renew_statistics', 'target_class', 'pooled_l1', 'stroke_change', 'z_term', 'write_fakes',
-           'GanModels', 'recognizer_step', 'gan_step', 'reconstruction_step', 'update_average', 'seed_everything_for',
-           'place', 'average_gradients', 'update', 'batch_loader', 'ignore_signals', 'stop_on_signal', 'Checkpoint',
-           'Log', 'mean_losses', 'first_failure', 'Trainer']
+           'GanModels', 'recognizer_step', 'verdict_on_generator', 'discriminator_cost', 'gan_step',
+           'reconstruction_step', 'update_average', 'seed_everything_for', 'place', 'average_gradients', 'update',
+           'batch_loader', 'ignore_signals', 'stop_on_signal', 'Checkpoint', 'Log', 'mean_losses', 'first_failure',
+           'Trainer']
 
 # %% ../nbs/07_trainer.ipynb #d42cb151
 import contextlib, csv, itertools, json, math, signal, threading, time, warnings
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 from .core import FormulaGanError, atomic_path, derive_seed, mixed_precision
 from .data import HANDWRITTEN, Batch
-from .sagan import Discriminator, Generator, hinge_discriminator, hinge_generator
-from .task_model import Recognizer
+from .sagan import (Discriminator, Generator, hinge_discriminator, hinge_discriminator_cells,
+                               hinge_generator, hinge_generator_cells)
+from .task_model import Recognizer, SymbolJudge
 
 # %% ../nbs/07_trainer.ipynb #796af2ec
 @contextlib.contextmanager
@@ -138,6 +140,33 @@ def recognizer_step(
     return {name: model.loss(batch.x, batch.mask, batch.ids)}
 
 # %% ../nbs/07_trainer.ipynb #14f526a8
+def verdict_on_generator(
+    discriminator: Discriminator,
+    fake: torch.Tensor,  # (B,1,H,W)
+    c: torch.Tensor,  # (B,) wanted class
+    source: Batch,  # what the fakes were made from
+) -> torch.Tensor:  # scalar
+    "Eq 2, by the image, or by the cell where the discriminator judges cells. Only the generator learns from it."
+    with frozen(discriminator):
+        if discriminator.cells is None: return hinge_generator(discriminator(fake, c, source.mask).float())
+        return hinge_generator_cells(discriminator.verdicts(fake, c, source.mask, near=source.x))
+
+# %% ../nbs/07_trainer.ipynb #c814aba6
+def discriminator_cost(
+    discriminator: Discriminator,
+    target: Batch,  # real images with their classes
+    fake: torch.Tensor,  # (B,1,H,W), detached
+    c: torch.Tensor,  # (B,) wanted class
+    source: Batch,  # what the fakes were made from
+) -> torch.Tensor:  # scalar
+    "Eq 1, by the image, or by the cell where the discriminator judges cells."
+    if discriminator.cells is None:
+        return hinge_discriminator(discriminator(target.x, target.domain, target.mask).float(),
+                                   discriminator(fake, c, source.mask).float())
+    return hinge_discriminator_cells(discriminator.verdicts(target.x, target.domain, target.mask),
+                                     discriminator.verdicts(fake, c, source.mask, near=source.x))
+
+# %% ../nbs/07_trainer.ipynb #6721eb6f
 def gan_step(
     models: GanModels,
     source: Batch,  # what the generator rewrites; its ids are the content to be kept
@@ -149,12 +178,12 @@ def gan_step(
     anchor_size: int = 4,  # px, its pooling
     z_reward: float = 0.0,  # weight of `z_term`
     second: torch.Tensor | None = None,  # (N, z_dim) another noise for the first N images, for `z_term`
+    judge: SymbolJudge | None = None,  # of the fakes' content, in place of a task model
 ) -> tuple[dict, torch.Tensor]:  # scalar losses, the key "total" to be minimised; the fakes (B,1,H,W), detached
     "All players' losses on one batch (Eqs 1, 2, 8, 9); each reaches the parameters of one player only."
     generator, discriminator, task = models.generator, models.discriminator, models.task
     fake, other = write_fakes(generator, source, z, c, second if z_reward else None)
-    with frozen(discriminator):
-        losses = {"g_hinge": hinge_generator(discriminator(fake, c, source.mask).float())}
+    losses = {"g_hinge": verdict_on_generator(discriminator, fake, c, source)}
     total = losses["g_hinge"]
     if l1_anchor:
         losses["anchor"] = pooled_l1(fake, source.x, source.mask, anchor_size)
@@ -166,9 +195,11 @@ def gan_step(
         with frozen(task, evaluate=True): losses["task_fake"] = task.loss(fake, source.mask, source.ids)
         losses |= recognizer_step(task, target, "task_target") | recognizer_step(task, source, "task_source")
         total = total + lambda_ * losses["task_fake"] + losses["task_target"] + losses["task_source"]
+    if lambda_ and judge is not None:
+        losses["symbols"] = judge(fake, source)
+        total = total + lambda_ * losses["symbols"]
     fake = fake.detach()
-    losses["d_hinge"] = hinge_discriminator(discriminator(target.x, target.domain, target.mask).float(),
-                                            discriminator(fake, c, source.mask).float())
+    losses["d_hinge"] = discriminator_cost(discriminator, target, fake, c, source)
     return losses | {"total": total + losses["d_hinge"]}, fake
 
 # %% ../nbs/07_trainer.ipynb #ce63947c
@@ -187,9 +218,7 @@ def reconstruction_step(
     p, x = fake.float().clamp(1e-6, 1 - 1e-6), source.x
     cost = -(x * p.log() + (1 - x) * (1 - p).log()) * source.mask
     losses = {"copy": cost.sum() / source.mask.sum()}
-    losses["d_hinge"] = hinge_discriminator(
-        models.discriminator(target.x, target.domain, target.mask).float(),
-        models.discriminator(source.x, 1 - source.domain, source.mask).float())
+    losses["d_hinge"] = discriminator_cost(models.discriminator, target, source.x, 1 - source.domain, source)
     if lambda_ and models.task is not None:
         losses |= recognizer_step(models.task, target, "task_target")
         losses |= recognizer_step(models.task, source, "task_source")
@@ -255,7 +284,7 @@ def update(
         weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         average_gradients(weights, accelerator)
         if not weights: continue
-        torch.nn.utils.clip_grad_norm_(weights, 100.0)
+        torch.nn.utils.clip_grad_norm_(weights, task.clip)
         optimizer.step()
     task.after_step(step)
     return losses

@@ -193,3 +193,73 @@ def test_recipes_that_sum_nothing_keep_their_names():
     assert RECIPES["paper"].sum_loss and not RECIPES["modern"].sum_loss and not Recipe("x").sum_loss
     assert set(dataclasses.asdict(RECIPES["modern"])) - set(RECIPES["modern"].facts()) == {"sum_loss"}
     assert reader(RECIPES["paper"]).spec["recipe"]["sum_loss"] and "sum_loss" not in reader(RECIPES["modern"]).spec["recipe"]
+
+
+# a GAN of figures, judged by the symbol
+
+@pytest.fixture(scope="module")
+def figures():
+    from formula_gan.drawing import FigureSet, ink_figure, print_figure
+    from formula_gan.rendering import typeset
+    from formula_gan.stitching import demo_inks
+    formulas = ["a + b", "x ^ { 2 }", "1 - x", "b", "2 + 2", "a"]
+    prints = FigureSet([print_figure(f, typeset(f)) for f in formulas])
+    return prints, FigureSet([ink_figure(ink) for ink in demo_inks(formulas, writers=2)])
+
+
+@pytest.fixture(scope="module")
+def judge_file(tmp_path_factory):
+    from formula_gan.task_model import Recognizer, save_recognizer
+    path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    config = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16, embedding=16)
+    save_recognizer(Recognizer(Vocab(["a", "b", "+", "x"]), config), path, symbol_height=8)
+    return str(path)
+
+
+def judged(figures, judge_file, **fields):
+    profile = replace(PROFILE, symbol_height=12, fold=2, cells=True, loose=0.6, judge=judge_file, **fields)
+    vocab = Vocab.from_tokens([t.split() for t in figures[0].tokens])
+    return GanTask(profile, list(figures[:1]), list(figures), vocab)
+
+
+def test_a_gan_of_figures_trains_and_resumes(tmp_path, figures, judge_file):
+    whole = judged(figures, judge_file, warmup_iterations=2, gan_iterations=4)
+    assert Trainer(whole, tmp_path / "whole", log_every=1, progress=False).run()
+    lines = (tmp_path / "whole" / "losses.csv").read_text().splitlines()
+    assert "symbols" in lines[0] and "task_fake" not in lines[0] and len(lines) == 7
+    first = judged(figures, judge_file, warmup_iterations=2, gan_iterations=1)
+    Trainer(first, tmp_path / "parts", progress=False).run()
+    rest = judged(figures, judge_file, warmup_iterations=2, gan_iterations=4)
+    assert Trainer(rest, tmp_path / "parts", progress=False).run()
+    for name, module in whole.modules.items():
+        for key, tensor in module.state_dict().items(): assert torch.equal(tensor, rest.modules[name].state_dict()[key]), (name, key)
+    assert load_generator(tmp_path / "whole" / "last.safetensors").fold == 2
+
+
+def test_the_judge_is_frozen_and_asked_only_with_a_lambda(figures, judge_file):
+    task = judged(figures, judge_file, warmup_iterations=0)
+    before = {k: v.clone() for k, v in task.judge.state_dict().items()}
+    trainer.update(task, task.stream[0], 0, trainer_accelerator())
+    assert not task.judge.model.training and all(torch.equal(v, before[k]) for k, v in task.judge.state_dict().items())
+    assert task.judge.scale == 8 / 12 and "judge" not in task.modules and task.models.task is None
+    assert judged(figures, judge_file, lambda_=0.0).judge is None
+
+
+def trainer_accelerator():
+    from accelerate import Accelerator
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize("field, value", [("fold", 2), ("cells", True), ("judge", "ink"), ("loose", 0.6)])
+def test_what_is_not_the_papers_is_off_in_paper_and_named_where_on(field, value):
+    paper = get_profile("paper")
+    assert field not in gan_settings(paper)
+    assert gan_settings(replace(paper, **{field: value})) == gan_settings(paper) | {field: value}
+
+
+def test_a_judge_without_a_symbol_map_is_refused(figures, tmp_path):
+    from formula_gan.core import FormulaGanError
+    from formula_gan.task_model import Recognizer, save_recognizer
+    path = tmp_path / "blind.safetensors"
+    save_recognizer(Recognizer(Vocab(["a"]), RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16)), path, symbol_height=8)
+    with pytest.raises(FormulaGanError, match="symbol map"): judged(figures, str(path))
