@@ -416,6 +416,7 @@ def train_command(
     if (bool(arguments.row) or arguments.lambda_ is not None) == arguments.recognizer:
         raise FormulaGanError("name a row with --row or a weight with --lambda (formula-gan table1 --list shows the "
                               "rows), or ask for --recognizer")
+    if arguments.start and not arguments.recognizer: raise FormulaGanError("--start goes with --recognizer")
     changes = overrides(arguments.set)
     run = make_run(arguments.profile, arguments.seed, arguments.data, arguments.max_minutes, **changes)
     out = Path(arguments.out)
@@ -423,7 +424,7 @@ def train_command(
     what = f"generator (row {row.name})" if row else "recogniser"
     if out.suffix != ".safetensors": raise FormulaGanError(f"{out}: weights are written as .safetensors")
     check_place(out)
-    made = generator(run, row) if row else general_recognizer(run)
+    made = generator(run, row) if row else general_recognizer(run, start=arguments.start)
     try: weights = made.product if row else made.product / "best.safetensors"
     except Unfinished as stop: return report(0, [(what, arguments.profile, str(stop))], "trained")
     with atomic_path(out) as path: shutil.copyfile(weights, path)
@@ -684,6 +685,7 @@ def add_train(
     parser.add_argument("--row", default="", help="1 to 7; without it the row is chosen by --lambda")
     parser.add_argument("--recognizer", action="store_true",
                         help="train the recogniser of `formula-gan recognize` instead")
+    parser.add_argument("--start", default="", help="a recogniser to go on from: a file, or shipped weights such as ink")
     parser.add_argument("--out", required=True, help="a .safetensors file")
     add_run_options(parser)
 

@@ -6,7 +6,8 @@
 __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'ImageSet', 'print_bold', 'print_em', 'draw_print', 'oracle_heights',
            'ink_sizes', 'draw_ink', 'print_looks', 'typeset_in_parts', 'print_images', 'ink_images', 'margin',
            'Augmentation', 'augment', 'random_map', 'pad_margin', 'scale_image', 'resize_set', 'Batch', 'collate',
-           'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream', 'draw_item', 'ordered_batches']
+           'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream', 'proportions', 'random_hand',
+           'draw_loose', 'draw_item', 'ordered_batches']
 
 # %% ../nbs/04_data.ipynb #a53bde70
 import json
@@ -534,8 +535,7 @@ class FigureStream:
         pool, number = self.place(int(step))
         group = self.batches(pool)[number]
         rng = np.random.default_rng(derive_seed(self.seed, "draw", int(step)))
-        aspect = float(np.exp(rng.uniform(-0.18, 0.18)))
-        shear = float(np.clip(rng.normal(0, 0.12), -0.3, 0.3))
+        aspect, shear = proportions(rng)
         drawn = [draw_item(self.sets[which][n], self.drawing, size, aspect, shear, rng) for which, n, size in group]
         images, boxes = zip(*drawn)
         tokens = [self.sets[which].tokens[n] for which, n, _ in group]
@@ -544,6 +544,41 @@ class FigureStream:
         return collate(images, ids, domains, tokens, multiple=8, boxes=boxes)
 
 # %% ../nbs/04_data.ipynb #3ac1fca1
+def proportions(rng: np.random.Generator) -> tuple[float, float]:
+    "Aspect and shear of a hand."
+    return float(np.exp(rng.uniform(-0.18, 0.18))), float(np.clip(rng.normal(0, 0.12), -0.3, 0.3))
+
+# %% ../nbs/04_data.ipynb #458b5bb4
+def random_hand(
+    drawing: Drawing,
+    size: float,  # px of the median symbol
+    aspect: float,
+    shear: float,
+    rng: np.random.Generator,
+):  # drawing.Hand
+    "A hand with a pen, a turn and a base line of its own."
+    from formula_gan.drawing import Hand
+    pen = float(rng.uniform(0.07, 0.15))
+    turn = float(np.clip(rng.normal(0, drawing.tilt), -5, 5))
+    wave = float(abs(rng.normal(0, 0.04)))
+    return Hand(size, pen, aspect, shear, turn, wave, drawing.loose)
+
+# %% ../nbs/04_data.ipynb #8564fb1c
+def draw_loose(
+    latex: str,  # normal form
+    layout,  # rendering.Layout
+    profile: Profile,
+    size: float,  # relative to the matched size
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
+    "Print as `Profile.loose` loosens it, by a random hand, and the boxes of its tokens."
+    from formula_gan.drawing import print_figure
+    rng = np.random.default_rng(seed)
+    drawing = Drawing(profile.symbol_height, loose=profile.loose)
+    hand = random_hand(drawing, size * profile.symbol_height, *proportions(rng), rng)
+    return print_figure(latex, layout).draw(hand, rng, (1, 1, 1, 1))
+
+# %% ../nbs/04_data.ipynb #60c4467d
 def draw_item(
     figure,  # drawing.Figure or drawing.Picture
     drawing: Drawing,
@@ -553,12 +588,9 @@ def draw_item(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
     "One figure of a batch, by a hand and with a border of its own."
-    from formula_gan.drawing import Hand, photo_faults
+    from formula_gan.drawing import photo_faults
     if drawing.sizing == "height": size = size / (figure.size[1] + 0.5)
-    pen = float(rng.uniform(0.07, 0.15))
-    turn = float(np.clip(rng.normal(0, drawing.tilt), -5, 5))
-    wave = float(abs(rng.normal(0, 0.04)))
-    hand = Hand(size, pen, aspect, shear, turn, wave, drawing.loose)
+    hand = random_hand(drawing, size, aspect, shear, rng)
     border = tuple(int(side) for side in rng.integers(drawing.border // 2, 3 * drawing.border // 2 + 1, 4))
     image, boxes = figure.draw(hand, rng, border)
     if rng.random() < drawing.faults: image = photo_faults(image, rng, size)

@@ -24,7 +24,7 @@ def trained_profile(
 ) -> Profile:
     "The profile whose sizes a model knows; `laptop`, the profile of the shipped weights, where its file says nothing."
     facts = getattr(model, "facts", {})
-    sizes = {name: facts[name] for name in ("height", "symbol_height", "sizing") if name in facts}
+    sizes = {name: facts[name] for name in ("height", "symbol_height", "sizing", "loose") if name in facts}
     return get_profile(facts.get("profile", "laptop"), **sizes)
 
 # %% ../nbs/07c_reading.ipynb #25226835

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 'GENERAL_STITCHED', 'GENERAL_PRINTED', 'COMMON',
            'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'corpus', 'Images', 'image_sets',
-           'stitch_prints', 'stitched_set', 'gan_streams', 'file_digest', 'gan_figures', 'gan_sets', 'generator',
-           'written_set', 'print_set', 'image_losses', 'read_images', 'recognizer', 'content_formulas', 'reader',
-           'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures', 'pictures', 'fitting',
+           'stitch_prints', 'stitched_set', 'gan_streams', 'loosen_prints', 'file_digest', 'gan_figures', 'gan_sets',
+           'generator', 'written_set', 'print_set', 'image_losses', 'read_images', 'recognizer', 'content_formulas',
+           'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures', 'pictures', 'fitting',
            'guided_recognizer', 'reading_run', 'general_vocab', 'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
@@ -22,7 +22,8 @@ from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_sta
                               mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
 from .corpora import load_corpus
-from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, ordered_batches, print_images, resize_set
+from .data import (HANDWRITTEN, ImageSet, draw_ink, draw_loose, ink_images, ordered_batches, print_images,
+                              resize_set, typeset_in_parts)
 from .evaluation import evaluate
 from .tokenizer import Vocab
 
@@ -253,6 +254,23 @@ def gan_streams(
     return sources, [ink] + [captions] * row.handwritten_source + [ink] * row.handwritten_source
 
 # %% ../nbs/09a_stages.ipynb #efb0ae8d
+def loosen_prints(
+    prints: ImageSet,  # formulas with their looks
+    run: Run,
+) -> ImageSet:  # as many images, in print
+    "Printed formulas once more, as loose as the profile asks for before its generator rewrites them."
+    from formula_gan.drawing import box_list
+    looks = prints.extra
+    layouts = typeset_in_parts(prints.tokens, looks, run.profile.workers, run.progress)
+    images, extra = [], []
+    for n, (latex, layout) in enumerate(zip(prints.tokens, layouts)):
+        seed = derive_seed("loose", run.seed, n)
+        image, boxes = draw_loose(latex, layout, run.profile, looks[n]["size"], seed)
+        images.append(image)
+        extra.append(looks[n] | {"boxes": box_list(boxes)})
+    return ImageSet(images, prints.tokens, prints.domain, extra)
+
+# %% ../nbs/09a_stages.ipynb #e67f2508
 def file_digest(path: str | Path) -> str:
     "The SHA-256 of a file."
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -316,11 +334,13 @@ def written_set(
         start = time.monotonic()
         network = load_generator(weights.product if made else weights)
         prints = images.product["synthetic_print"]
+        if run.profile.loose: prints = loosen_prints(prints, run)
         handwrite(network, prints, run.profile, run.seed, run.device, run.progress).save(folder)
         return {"minutes": (time.monotonic() - start) / 60}
     digest = None if made else file_digest(weights)
     inputs = [images, weights] if made else [images]
-    return stage(run, "synthetic", 2, build, ImageSet.load, inputs, weights=digest, seed=run.seed)
+    return stage(run, "synthetic", 2, build, ImageSet.load, inputs, weights=digest, seed=run.seed,
+                 loose=run.profile.loose or None)
 
 
 def print_set(run: Run) -> Stage:  # of an ImageSet

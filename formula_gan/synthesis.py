@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from .core import (FormulaGanError, Profile, atomic_path, cast_value, derive_seed, get_profile,
                               mixed_precision, pick_device, tile)
-from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, print_bold,
+from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_loose, draw_print, margin, ordered_batches, print_bold,
                               scale_image)
 from .reading import read_back, trained_profile
 from .scans import open_image
@@ -134,6 +134,7 @@ def print_item(
     layout,  # rendering.Layout or the error that it ended with
     item: Item,
     profile: Profile,
+    latex: str,  # its normal form
 ) -> np.ndarray:  # float32 (h, w)
     "An item in print; raises `FormulaGanError` for a formula that was not typeset or is too large."
     if isinstance(layout, Exception): raise layout
@@ -143,6 +144,7 @@ def print_item(
     h, w = (round(side * em + print_bold(profile)) + border for side in (layout.height, layout.width))
     if h * w > LARGEST_AREA:
         raise FormulaGanError(f"it would have {w:,} x {h:,} px, more than {LARGEST_AREA:,}: split the formula")
+    if profile.loose: return draw_loose(latex, layout, profile, item.size, item.item_seed)[0] / np.float32(255)
     return draw_print(layout, profile, item.size)
 
 
@@ -163,7 +165,7 @@ def print_items(
     layouts = typeset_many(list(forms.values()), fonts, spacings, workers, False)
     images, places = [], []
     for i, layout in zip(chosen, layouts):
-        try: images.append(print_item(layout, items[i], profile))
+        try: images.append(print_item(layout, items[i], profile, forms[i]))
         except FormulaGanError as error: reasons[i] = str(error)
         else: places.append(i)
     return ImageSet(images, [forms[i] for i in places], PRINTED), places, reasons

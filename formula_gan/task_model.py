@@ -302,6 +302,16 @@ class CoverageAttention(nn.Module):
         keys = self.key(features)[:, None].to(rows.dtype)
         return Memory(features, keys, (cells.mask.flatten(2) <= 0) * -1e9, cells.size, looks)
 
+    def energy(self, query: torch.Tensor, memory: Memory, past: torch.Tensor) -> torch.Tensor:
+        """tanh of query (B, K, 1, attention) + keys + coverage: (B, K, cells, attention), the widest tensor of the loop.
+        A linear after a convolution is one linear of patches."""
+        kernel = self.coverage_conv.kernel_size[0]
+        weight = self.coverage.weight @ self.coverage_conv.weight.flatten(1)
+        patches = F.unfold(past.view(-1, 1, *memory.size), kernel, padding=kernel // 2).transpose(1, 2)
+        coverage = (patches.to(weight.dtype) @ weight.t()).view(*past.shape, -1)
+        if torch.is_grad_enabled(): return torch.tanh(coverage + memory.keys + query)
+        return coverage.add_(memory.keys).add_(query).tanh_()
+
     def forward(
         self,
         query: torch.Tensor,  # (B, K, hidden): K hypotheses for each image
@@ -310,9 +320,7 @@ class CoverageAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:  # context (B, K, C), attention (B, K, cells)
         dtype = memory.keys.dtype  # bfloat16 after an encoder in it: the widest tensors of the loop, half the bytes
         with torch.autocast(past.device.type, dtype, enabled=dtype == torch.bfloat16):
-            maps = self.coverage_conv(past.view(-1, 1, *memory.size)).flatten(2).transpose(1, 2)
-            energy = memory.keys + self.query(query)[:, :, None] + self.coverage(maps).view(*past.shape, -1)
-            scores = self.score(torch.tanh(energy))[..., 0]
+            scores = self.score(self.energy(self.query(query)[:, :, None], memory, past))[..., 0]
         attention = (scores.float() + memory.bias).softmax(-1)
         return _Look.apply(attention, memory.features, memory.looks), attention
 

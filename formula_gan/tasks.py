@@ -66,8 +66,9 @@ def size_facts(
     profile: Profile,
 ) -> dict:  # JSON values
     "What a model's file says of the images that it knows."
-    return {"profile": profile.name, "height": profile.height, "symbol_height": profile.symbol_height,
-            "sizing": profile.sizing}
+    sizes = {"profile": profile.name, "height": profile.height, "symbol_height": profile.symbol_height,
+             "sizing": profile.sizing}
+    return sizes | ({"loose": profile.loose} if profile.loose else {})
 
 # %% ../nbs/07a_tasks.ipynb #b0dc19b9
 def gan_optimizers(

@@ -83,6 +83,7 @@ def mistakes():
     yield "train --out new.safetensors", "--row", "--lambda", "--recognizer"
     yield "train --row 7 --recognizer --out new.safetensors", "--row", "--lambda", "--recognizer"
     yield "train --lambda 0 --recognizer --out new.safetensors", "--row", "--lambda", "--recognizer"
+    yield "train --row 7 --start ink --out new.safetensors", "--start", "--recognizer"
     yield "train --row 7 --out f.txt/new.safetensors", "f.txt is a file, not a folder"
     yield "table2 --row VIII --generator none.safetensors", "no generator 'none.safetensors'"
 

@@ -63,3 +63,12 @@ def test_shipped_generator_writes_what_was_printed():
         h, w = np.minimum(written[n].shape, prints[n].shape)
         assert max(abs(np.subtract(written[n].shape, prints[n].shape))) <= 6 and written.domain == HANDWRITTEN
         assert 0.3 < np.corrcoef(written[n][:h, :w].ravel(), prints[n][:h, :w].ravel())[0, 1] < 0.999  # readable, and not a copy
+
+
+def test_a_generator_of_loosened_print_is_given_such_print():
+    from formula_gan.synthesis import plan_item, print_items
+    straight, loose = get_profile("demo", workers=1), get_profile("demo", workers=1, loose=0.8)
+    items = [plan_item([r"\frac{a+b}{c}"], style, 2, 0) for style in range(2)]
+    plain, bent, again = (print_items(items, profile)[0] for profile in (straight, loose, loose))
+    assert all((bent[n] == again[n]).all() for n in range(2))
+    assert all(bent[n].shape != plain[n].shape or (bent[n] != plain[n]).any() for n in range(2)) and bent.tokens == plain.tokens

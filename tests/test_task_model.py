@@ -408,3 +408,32 @@ def test_wide_encoder_does_not_see_padding():
     large[..., :21, :50], mask[..., :21, :50] = x, 1
     (alone, _), (rows, _) = model.encode(x, None)[0], model.encode(large, mask)[0]
     assert torch.allclose(alone, rows, atol=1e-5)
+
+
+def test_taking_over_keeps_what_each_token_means():
+    config = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16, embedding=16)
+    old, new = Recognizer(Vocab(["a", "b"]), config).eval(), Recognizer(Vocab(["c", "b", "a"]), config).eval()
+    fresh = new.decoder.out.weight[new.vocab.encode(["c"])[1]].clone()
+    new.take_over(old)
+    x = torch.rand(2, 1, 24, 40)
+    ids = [torch.tensor([model.vocab.encode(["a", "b", "a"])] * 2) for model in (old, new)]
+    (one, [looks]), (other, [again]) = (model(x, None, i) for model, i in zip((old, new), ids))
+    assert torch.equal(looks, again)
+    for theirs, ours in zip(ids[0][0].tolist(), ids[1][0].tolist()): assert torch.allclose(one[..., theirs], other[..., ours], atol=1e-5)
+    assert torch.equal(new.decoder.out.weight[new.vocab.encode(["c"])[1]], fresh)
+    with pytest.raises(FormulaGanError, match="same shape"): Recognizer(Vocab(["a"])).take_over(old)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_energy_is_convolution_then_linear(dtype):
+    "With gradients and in place."
+    from formula_gan.task_model import CoverageAttention, Memory
+    torch.manual_seed(0)
+    attend = CoverageAttention(8, RecognizerConfig(coverage_kernel=3, coverage_channels=4, attention=6, hidden=5))
+    memory = Memory(torch.rand(2, 12, 8), torch.rand(2, 1, 12, 6).to(dtype), torch.zeros(2, 1, 12), (3, 4), [])
+    query, past = torch.rand(2, 3, 1, 6), torch.rand(2, 3, 12)
+    maps = attend.coverage_conv(past.view(6, 1, 3, 4)).flatten(2).transpose(1, 2)
+    plain = torch.tanh(memory.keys + query + attend.coverage(maps).view(2, 3, 12, 6))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            assert torch.allclose(attend.energy(query.to(dtype), memory, past).float(), plain.float(), atol=1e-5 if dtype == torch.float32 else 0.03)
