@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'source_name', 'read_lines', 'atomic_folder', 'check_place', 'render_styles', 'render_folder', 'write_tsv',
            'render_command', 'report', 'numbered_formulas', 'read_formulas', 'tell_comments', 'own_part',
-           'synthesize_command', 'normalize_command', 'picture_files', 'recognize_command', 'evaluate_command',
-           'show_scores', 'test_set_command', 'overrides', 'show_rows', 'train_command', 'table1_command', 'run_each',
-           'table2_command', 'number', 'add_command', 'add_normalize', 'add_render', 'add_evaluate', 'add_synthesize',
-           'add_recognize', 'add_run_options', 'add_train', 'add_table1', 'add_table2', 'build_parser', 'main',
-           'keyword_translator', 'unknown_parameters', 'drop_progress', 'keyword_engine']
+           'synthesize_command', 'tell_strange', 'normalize_command', 'picture_files', 'recognize_command',
+           'evaluate_command', 'show_scores', 'test_set_command', 'overrides', 'show_rows', 'train_command',
+           'table1_command', 'run_each', 'table2_command', 'number', 'add_command', 'add_normalize', 'add_render',
+           'add_evaluate', 'add_synthesize', 'add_recognize', 'add_run_options', 'add_train', 'add_table1',
+           'add_table2', 'build_parser', 'main', 'keyword_translator', 'unknown_parameters', 'drop_progress',
+           'keyword_engine']
 
 # %% ../nbs/09d_cli.ipynb #14bbac7b
 import argparse, contextlib, dataclasses, json, os, shutil, sys, tempfile
@@ -247,7 +248,8 @@ def synthesize_command(
     from formula_gan.synthesis import synthesize
     made = synthesize(latexes, arguments.out, arguments.generator, arguments.styles, arguments.seed, arguments.format,
                       shard, arguments.recognizer, arguments.min_score, arguments.exact, arguments.scale,
-                      arguments.shard_size, device, arguments.workers, sys.stderr.isatty(), arguments.max_minutes)
+                      arguments.shard_size, device, arguments.workers, sys.stderr.isatty(), arguments.max_minutes,
+                      arguments.vocabulary)
     if made.skipped and not made.written and not made.dropped and not launched:
         raise FormulaGanError(f"none of the {len(made.skipped)} formulas could be written: {made.skipped[0][2]}")
     if made.read:
@@ -259,12 +261,27 @@ def synthesize_command(
     place = "row" if arguments.file.lower().endswith(".csv") else "line"
     skipped = [(f"{place} {index + 1}", latex, reason) for index, latex, reason in made.skipped]
     code = report(made.written, skipped, what, made.out / "manifest")
+    if arguments.format == "captions": tell_strange(made.out)
     if made.left:
         print(f"shards left, as the time was over or another process is at them: {made.left}; "
               "run the same command again to go on", file=sys.stderr)
     return 0 if launched else 1 if made.left else code
 
 # %% ../nbs/09d_cli.ipynb #71874802
+def tell_strange(
+    out: Path,  # folder of a set in the format `captions`
+):
+    "Say which tokens of a finished set a recogniser of CROHME's symbols does not know."
+    from formula_gan.tokenizer import Vocab
+    dictionary = out / "dictionary.txt"
+    if not dictionary.exists(): return
+    known = Vocab.crohme()
+    strange = [token for token in dictionary.read_text(encoding="utf-8").split() if token not in known]
+    if strange:
+        print(f"not among CROHME's 110 symbols: {' '.join(strange)}; a reader of those alone fails on them: "
+              "--vocabulary crohme leaves such formulas out", file=sys.stderr)
+
+# %% ../nbs/09d_cli.ipynb #34346d71
 def normalize_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
@@ -639,6 +656,8 @@ def add_synthesize(
     parser.add_argument("--generator", default="default",
                         help="a .safetensors file (default: the weights shipped; research use, nothing commercial)")
     parser.add_argument("--recognizer", help="a .safetensors file, or default: read every image back")
+    parser.add_argument("--vocabulary", default="", choices=["", "crohme"],
+                        help="crohme: leave out formulas with a symbol that is not among CROHME's 110")
     parser.add_argument("--workers", type=int, default=1, help="processes that typeset (default 1)")
     parser.add_argument("--max-minutes", type=number(float),
                         help="begin no shard after this time; the same command goes on from there (default, and 0: no "

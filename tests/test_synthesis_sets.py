@@ -387,3 +387,28 @@ def test_thresholds_count_what_was_read(whole, tmp_path):
     assert table.loc[0.95, "kept"] == 0 and table.loc[0.95].isna()["exact_percent"] and table.loc[0.95, "exact_kept_percent"] == 0
     some, more = (readback_sheet(tmp_path / "set", count) for count in (2, 4))
     assert some.mode == "L" and more.height > some.height
+
+
+@pytest.mark.parametrize("format, library", [("captions", "PIL"), ("webdataset", "webdataset"), ("imagefolder", "datasets")])
+def test_readme_says_what_is_there_and_how_to_load_it(generator, tmp_path, format, library):
+    out = tmp_path / "set"
+    synthesize([*FORMULAS, r"\frac{1}{"], out, generator, format=format, shard_size=64, device="cpu", progress=False)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\n") and "| images | 33 |" in text and "| formulas that could not be written | 1 |" in text
+    pytest.importorskip(library)
+    code = text.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 33 and r"x _ { 0 } + \alpha" in done.stdout
+
+
+def test_dictionary_and_vocabulary(generator, tmp_path):
+    formulas = ["x + 1", r"\nabla f", r"x ^ { 2 }"]
+    made = synthesize(formulas, tmp_path / "all", generator, format="captions", shard_size=64, device="cpu", progress=False)
+    assert made.written == 3
+    tokens = (tmp_path / "all" / "dictionary.txt").read_text(encoding="utf-8").split()
+    assert tokens == sorted({t for f in formulas for t in normalize(f).split()})
+    made = synthesize(formulas, tmp_path / "crohme", generator, format="captions", shard_size=64, device="cpu", progress=False, vocabulary="crohme")
+    assert made.written == 2 and [(latex, r"\nabla" in reason) for _, latex, reason in made.skipped] == [(r"\nabla f", True)]
+    assert r"\nabla" not in (tmp_path / "crohme" / "dictionary.txt").read_text(encoding="utf-8")
+    with pytest.raises(FormulaGanError, match="vocabulary"): synthesize(formulas, tmp_path / "none", generator, vocabulary="mine", progress=False)
