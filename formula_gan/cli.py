@@ -353,20 +353,30 @@ def evaluate_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan evaluate`."
-    from formula_gan.evaluation import evaluate
+    from formula_gan.evaluation import evaluate, normalized, pair_lines, worst_first
     if arguments.recognizer or arguments.test_set: return test_set_command(arguments)
     if arguments.predictions is None or arguments.truths is None:
         raise FormulaGanError("give a file of predictions and one of truths, or --recognizer with --test-set")
     if arguments.predictions == arguments.truths == "-":
         raise FormulaGanError("predictions and truths cannot both come from the standard input: give a file")
     predictions, truths = read_lines(arguments.predictions), read_lines(arguments.truths)
-    if len(predictions) != len(truths):
-        raise FormulaGanError(f"{source_name(arguments.predictions)} has {len(predictions)} lines, "
-                              f"{source_name(arguments.truths)} {len(truths)}: they must match line by line")
     if not truths: raise FormulaGanError(f"{source_name(arguments.truths)} holds no formula")
-    scores = dataclasses.asdict(evaluate(predictions, truths, strict=arguments.strict))
-    show_scores(scores, arguments.json)
-    return 0
+    try: pairs = pair_lines(predictions, truths)
+    except FormulaGanError as error:
+        names = " and ".join(map(source_name, (arguments.predictions, arguments.truths)))
+        raise FormulaGanError(f"{names}: {error}") from None
+    alike = pairs._replace(predictions=normalized(pairs.predictions), truths=normalized(pairs.truths))
+    given, same = (evaluate(p.predictions, p.truths, strict=arguments.strict) for p in (pairs, alike))
+    scores = dataclasses.asdict(same if arguments.normalize else given)
+    errors = worst_first(alike if arguments.normalize else pairs, arguments.strict) if arguments.errors else []
+    show_scores(scores | ({"errors": errors} if arguments.errors and arguments.json else {}), arguments.json)
+    if not arguments.json:
+        for wrong, name, truth, reading in errors: print(f"{wrong}\t{name}\t{truth}\t{reading}")
+    if not arguments.normalize and same != given:
+        print(f"compared as given; in normal form ExpRate would be {same.exprate:.2f} %: --normalize", file=sys.stderr)
+    for what, names in (("no prediction for", pairs.missing), ("no truth for", pairs.strange)):
+        if names: print(f"{what} {len(names)}: {', '.join(names[:5])}{' ...' * (len(names) > 5)}", file=sys.stderr)
+    return 1 if pairs.missing or pairs.strange else 0
 
 
 def show_scores(
@@ -615,9 +625,12 @@ def add_evaluate(
     what = "score predicted formulas, or a recogniser on a test set: WER and ExpRate in percent"
     parser = add_command(commands, "evaluate", evaluate_command, what)
     parser.add_argument("predictions", nargs="?",
-                        help="text file, line n is the tokens of prediction n separated by spaces; an empty line is a "
-                             "wrong answer")
-    parser.add_argument("truths", nargs="?", help="text file, line n is the tokens of truth n")
+                        help="text file, line n is the tokens of prediction n separated by spaces, or name, tab, "
+                             "tokens; an empty line is a wrong answer")
+    parser.add_argument("truths", nargs="?", help="text file, line n is the tokens of truth n, or name, tab, tokens")
+    parser.add_argument("--normalize", action="store_true", help="bring both to normal form before they are compared")
+    parser.add_argument("--errors", action="store_true",
+                        help="list the wrong formulas, worst first: wrong tokens, name, truth, prediction")
     parser.add_argument("--strict", action="store_true", help=r"compare \limits too, which is ignored otherwise")
     parser.add_argument("--recognizer", default="", help="a .safetensors file: reads the test set itself")
     parser.add_argument("--test-set", default="", metavar="PATH",

@@ -78,7 +78,7 @@ def mistakes():
     yield "normalize --file -", "the standard input holds no formula"
     yield "normalize --file keys.jsonl", "--column", "'latex'"
     yield "evaluate - -", "give a file"
-    yield "evaluate f.txt -", "f.txt has 1 lines, the standard input 0"
+    yield "evaluate f.txt -", "the standard input holds no formula"
     yield "evaluate --recognizer default --test-set none", "no test set 'none'"
     yield "train --out new.safetensors", "--row", "--lambda", "--recognizer"
     yield "train --row 7 --recognizer --out new.safetensors", "--row", "--lambda", "--recognizer"
@@ -288,7 +288,7 @@ def test_evaluate(command, tmp_path):
     assert scores["wer"] == pytest.approx(100 * 2 / 9)
     assert "exprate" in command("evaluate", "predictions.txt", "truths.txt").stdout
     (tmp_path / "short.txt").write_text("x + y\n")
-    one_line_error(command("evaluate", "short.txt", "truths.txt"), "1 lines", "3")
+    one_line_error(command("evaluate", "short.txt", "truths.txt"), "short.txt and truths.txt", "1 predictions for 3 truths")
 
 
 def test_table1_mistakes(command, tmp_path):
@@ -357,3 +357,16 @@ def test_atomic_folder_refuses_an_unwritable_place(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FormulaGanError, match="cannot write"):
         with cli.atomic_folder(tmp_path / "file" / "images"): pass
+
+
+def test_evaluate_pairs_by_name_normalises_and_lists_errors(tmp_path, capsys):
+    (tmp_path / "read.txt").write_text("b\tx^2\na\ty + 1\nz\t1\n")
+    (tmp_path / "truth.txt").write_text("a\ty + 1\nb\tx ^ { 2 }\nc\t3\n")
+    words = ["evaluate", str(tmp_path / "read.txt"), str(tmp_path / "truth.txt")]
+    assert cli.main([*words, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert round(json.loads(out)["exprate"]) == 33 and "66.67 %: --normalize" in err
+    assert "no prediction for 1: c" in err and "no truth for 1: z" in err
+    assert cli.main([*words, "--normalize", "--errors"]) == 1
+    out, err = capsys.readouterr()
+    assert "exprate      66.67 %" in out and out.splitlines()[-1] == "1\tc\t3\t" and "--normalize" not in err

@@ -248,3 +248,21 @@ def test_realism_tells_print_from_ink():
     assert np.allclose(a, image_features(model, gray, profile)) and np.allclose(a[:5], image_features(model, thin.subset(range(5)), profile), atol=1e-5)
     assert kernel_distance(a, b).value < kernel_distance(a, c).low
     with pytest.raises(FormulaGanError, match="two images"): kernel_distance(a[:1], b)
+
+
+# lines of files
+
+def test_lines_are_paired_by_name_or_by_order():
+    from formula_gan.evaluation import pair_lines
+    assert pair_lines(["x", ""], ["y", "z"])[:3] == (["line 1", "line 2"], ["x", ""], ["y", "z"])
+    pairs = pair_lines(["n2\tb c", "n1\ta", ""], ["n1\ta", "n2\tb", "n3\td"])
+    assert pairs == (["n1", "n2", "n3"], ["a", "b c", ""], ["a", "b", "d"], ["n3"], [])
+    assert pair_lines(["n\ta", "m\tb"], ["a", "b"])[:3] == (["n", "m"], ["a", "b"], ["a", "b"])
+    with pytest.raises(FormulaGanError, match="2 predictions for 1"): pair_lines(["a", "b"], ["a"])
+    with pytest.raises(FormulaGanError, match="n comes twice"): pair_lines(["n\ta", "n\tb"], ["n\ta", "m\tb"])
+
+
+def test_wrong_formulas_come_worst_first():
+    from formula_gan.evaluation import pair_lines, worst_first
+    assert worst_first(pair_lines(["a", "x y", "", "b"], ["a", "x", "p q r", "c"])) == [
+        (3, "line 3", "p q r", ""), (1, "line 2", "x", "x y"), (1, "line 4", "c", "b")]
