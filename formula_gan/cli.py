@@ -356,7 +356,7 @@ def evaluate_command(
     from formula_gan.evaluation import evaluate, normalized, pair_lines, worst_first
     if arguments.recognizer or arguments.test_set: return test_set_command(arguments)
     if arguments.predictions is None or arguments.truths is None:
-        raise FormulaGanError("give a file of predictions and one of truths, or --recognizer with --test-set")
+        raise FormulaGanError("give a file of predictions and one of truths, or --test-set")
     if arguments.predictions == arguments.truths == "-":
         raise FormulaGanError("predictions and truths cannot both come from the standard input: give a file")
     predictions, truths = read_lines(arguments.predictions), read_lines(arguments.truths)
@@ -394,13 +394,13 @@ def test_set_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan evaluate --recognizer X --test-set PATH`."
-    if not arguments.recognizer or not arguments.test_set or arguments.predictions:
-        raise FormulaGanError("--recognizer and --test-set belong together, "
-                              "and leave no place for files of predictions and truths")
+    if not arguments.test_set or arguments.predictions:
+        raise FormulaGanError("a recogniser is scored on a --test-set, which leaves no place for files of predictions "
+                              "and truths")
     from formula_gan.core import pick_device
     from formula_gan.tables import score_test_set
     from formula_gan.task_model import load_recognizer
-    model = load_recognizer(arguments.recognizer, pick_device())
+    model = load_recognizer(arguments.recognizer or "default", pick_device())
     result = score_test_set(model, arguments.test_set, arguments.test_norm, arguments.beam_size, sys.stderr.isatty())
     show_scores(result.scores, arguments.json)
     if result.unknown:
@@ -632,9 +632,11 @@ def add_evaluate(
     parser.add_argument("--errors", action="store_true",
                         help="list the wrong formulas, worst first: wrong tokens, name, truth, prediction")
     parser.add_argument("--strict", action="store_true", help=r"compare \limits too, which is ignored otherwise")
-    parser.add_argument("--recognizer", default="", help="a .safetensors file: reads the test set itself")
+    parser.add_argument("--recognizer", default="", help="a .safetensors file (default: the weights shipped): reads the test set "
+                                                             "itself")
     parser.add_argument("--test-set", default="", metavar="PATH",
-                        help="folder or zip of InkML, or of images with a caption file (name, tab, LaTeX)")
+                        help="folder or zip of InkML, of images with a caption file (name, tab, LaTeX), or a folder "
+                             "that synthesize made")
     parser.add_argument("--test-norm", default="",
                         help="height, symbol or symbol-oracle (default: as the recogniser was trained)")
     parser.add_argument("--beam-size", type=int, default=10, help="width of the beam (default 10)")

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'LARGEST_IMAGE', 'WORKING_AREA', 'PICTURES', 'check_size', 'open_image', 'array_image', 'to_gray',
            'on_paper', 'has_light_ink', 'reduced', 'paper_level', 'shadow_tips', 'find_ink', 'drop_frame',
-           'drop_specks', 'pen_width', 'thicken', 'prepare_image', 'resized_ink', 'folder_members', 'bare_name',
-           'parse_captions', 'caption_key', 'TestSet', 'picture_profile', 'read_member', 'member_captions',
-           'read_test_set']
+           'drop_specks', 'pen_width', 'thicken', 'prepare_image', 'resized_ink', 'tar_members', 'folder_members',
+           'bare_name', 'parse_captions', 'caption_key', 'TestSet', 'picture_profile', 'read_member',
+           'manifest_captions', 'member_captions', 'read_test_set']
 
 # %% ../nbs/04a_scans.ipynb #6e721922
-import dataclasses, io, warnings, zipfile
+import dataclasses, io, json, re, tarfile, warnings, zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -280,12 +280,27 @@ def resized_ink(
 PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".webp")
 
 
+def tar_members(
+    path: Path,  # of a tar file
+) -> dict:  # name -> function that reads its bytes
+    "The files of a shard; none where it is damaged."
+    try:
+        archive = tarfile.open(path)
+        return {m.name: lambda m=m: archive.extractfile(m).read() for m in archive.getmembers() if m.isfile()}
+    except (OSError, tarfile.TarError): return {}
+
+# %% ../nbs/04a_scans.ipynb #e1cbbcf2
 def folder_members(
     path: Path,  # folder or zip
 ) -> dict:  # name -> function that reads its bytes
-    "The files of a folder or zip, in order of their names."
+    "The files of a folder, those in its tar files among them, or of a zip; in order of their names."
     if path.is_dir():
-        return {f.relative_to(path).as_posix(): f.read_bytes for f in sorted(path.rglob("*")) if f.is_file()}
+        members = {}
+        for f in sorted(f for f in path.rglob("*") if f.is_file()):
+            name = f.relative_to(path).as_posix()
+            if f.suffix == ".tar": members |= {f"{name}/{inner}": read for inner, read in tar_members(f).items()}
+            else: members[name] = f.read_bytes
+        return members
     try: archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise FormulaGanError(f"{path} is no folder and no whole zip file ({error}): "
@@ -328,12 +343,14 @@ def caption_key(
     name: str,  # of a file
     captions: dict,
 ) -> str | None:
-    "A file's caption has its name, with as many folders as both give."
+    "A file's caption has its name, with as many folders as both give; or without a number at the end."
     parts = bare_name(name).split("/")
     for n in range(len(parts)):
         if (key := "/".join(parts[n:])) in captions: return key
     alike = [key for key in captions if key.endswith("/" + parts[-1])]
-    return alike[0] if len(alike) == 1 else None
+    if len(alike) == 1: return alike[0]
+    without = re.sub(r"_\d+$", "", parts[-1])  # some number the pictures of a formula: 18_em_0_0.bmp
+    return without if without != parts[-1] and without in captions else None
 
 # %% ../nbs/04a_scans.ipynb #13dbad54
 @dataclass
@@ -386,6 +403,19 @@ def read_member(
     except (FormulaGanError, OSError, zipfile.BadZipFile, RuntimeError) as error: return FormulaGanError(str(error))
 
 # %% ../nbs/04a_scans.ipynb #ec0cdddc
+def manifest_captions(
+    members: dict,  # of `folder_members`
+) -> dict:  # name of a file without its ending -> normal form
+    "The captions of a set that `synthesize` made."
+    captions = {}
+    for name, read in members.items():
+        if not re.search(r"(^|/)manifest/shard-\d+\.jsonl$", name): continue
+        root = name[:name.rindex("manifest/")]
+        for line in map(json.loads, read().decode("utf-8").splitlines()):
+            if "file" in line: captions[bare_name(root + line["file"])] = line["tokens"]
+    return captions
+
+# %% ../nbs/04a_scans.ipynb #4ba2eda9
 def member_captions(
     path: Path,  # for messages
     members: dict,  # of `folder_members`
@@ -396,7 +426,7 @@ def member_captions(
     if len(tables) > 1:
         raise FormulaGanError(f"{path} holds several caption files ({', '.join(tables[:3])}): "
                               "name the folder of one test set")
-    captions = parse_captions(tables[0], members[tables[0]]()) if tables else {}
+    captions = parse_captions(tables[0], members[tables[0]]()) if tables else manifest_captions(members)
     wanted = [name for name in members if Path(name).suffix.lower() in (".inkml", *PICTURES)]
     files = {name: caption_key(name, captions) for name in wanted}
     claims = Counter((key, Path(name).suffix) for name, key in files.items() if key)

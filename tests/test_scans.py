@@ -204,3 +204,23 @@ def test_captions_find_files_by_folder_and_name(tmp_path):
     assert truths("c/2\tw", "d/3\tx") == ({"deep/er/2.png": "w"}, ["a/1.png", "b/1.png", "d/3", "f.1.png"])
     with pytest.raises(FormulaGanError, match="2 files for the one caption of 1"): truths("1\tx")
     with pytest.raises(FormulaGanError, match="two captions of f.1"): truths("f.1\tx", "f.1.png\ty")
+
+
+@pytest.mark.parametrize("format", ["webdataset", "imagefolder", "captions"])
+def test_own_sets_are_test_sets(tmp_path, format):
+    from formula_gan.sagan import Generator
+    from formula_gan.synthesis import synthesize
+    torch.manual_seed(0)
+    generator = Generator(8)
+    generator.facts = {"profile": "demo"}
+    formulas = ["x + 1", r"\frac { a } { b }", "y"]
+    synthesize(formulas, tmp_path / "set", generator, format=format, shard_size=64, device="cpu", progress=False)
+    found = read_test_set(tmp_path / "set", progress=False)
+    assert sorted(truth for _, truth, _ in found.items) == sorted(formulas) and not found.skipped
+    assert all(isinstance(source, Image.Image) for _, _, source in found.items)
+
+
+def test_pictures_with_a_number_find_their_formula(tmp_path):
+    (tmp_path / "caption.txt").write_text("18_em_0\tx\n18_em_1\ty\n")
+    for name in ("18_em_0_0", "18_em_1_0"): Image.new("L", (9, 9), 255).save(tmp_path / f"{name}.bmp")
+    assert [(name, truth) for name, truth, _ in read_test_set(tmp_path, progress=False).items] == [("18_em_0_0.bmp", "x"), ("18_em_1_0.bmp", "y")]
