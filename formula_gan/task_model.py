@@ -304,11 +304,13 @@ class CoverageAttention(nn.Module):
 
     def energy(self, query: torch.Tensor, memory: Memory, past: torch.Tensor) -> torch.Tensor:
         """tanh of query (B, K, 1, attention) + keys + coverage: (B, K, cells, attention), the widest tensor of the loop.
-        A linear after a convolution is one linear of patches."""
+        A convolution is a linear of patches, and with the linear after it one linear, where that is less work."""
         kernel = self.coverage_conv.kernel_size[0]
-        weight = self.coverage.weight @ self.coverage_conv.weight.flatten(1)
+        first, second = self.coverage_conv.weight.flatten(1).t(), self.coverage.weight.t()
         patches = F.unfold(past.view(-1, 1, *memory.size), kernel, padding=kernel // 2).transpose(1, 2)
-        coverage = (patches.to(weight.dtype) @ weight.t()).view(*past.shape, -1)
+        once = kernel ** 2 * second.shape[1] < second.shape[0] * (kernel ** 2 + second.shape[1])
+        coverage = patches @ (first @ second) if once else patches @ first @ second
+        coverage = coverage.view(*past.shape, -1)
         if torch.is_grad_enabled(): return torch.tanh(coverage + memory.keys + query)
         return coverage.add_(memory.keys).add_(query).tanh_()
 
