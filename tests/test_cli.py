@@ -254,7 +254,7 @@ def test_two_processes_of_a_launcher(weights, tmp_path, clean_environment):
                            "run.py", "synthesize", *options, str(tmp_path / "two")], cwd=tmp_path, env={**clean_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "63 images" in done.stdout and "part 2/2" in done.stdout and "skipped line 1" in done.stderr, done
     one, two = ({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in (tmp_path / "one", tmp_path / "two"))
-    assert one == two and len(one) == 5
+    assert one == two and len(one) == 6
 
 
 def test_a_launched_process_ends_with_0_where_formulas_are_skipped(weights, tmp_path, monkeypatch, capsys):

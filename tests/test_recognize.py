@@ -74,15 +74,16 @@ def test_ink_that_is_not_read_is_told():
 
 
 def test_the_packaged_one_flags_a_page_of_two_lines(tmp_path, capsys):
-    line = render("a + b = c", size=28)
-    two = np.zeros((40 + 2 * line.shape[0], line.shape[1] + 20), "float32")
-    two[10:10 + line.shape[0], 10:10 + line.shape[1]] = two[-10 - line.shape[0]:-10, 10:10 + line.shape[1]] = line
+    line, second = render("a + b = c", size=28), render("d - e", size=28)
+    two = np.zeros((40 + line.shape[0] + second.shape[0], line.shape[1] + 20), "float32")
+    two[10:10 + line.shape[0], 10:10 + line.shape[1]] = line
+    two[-10 - second.shape[0]:-10, 10:10 + second.shape[1]] = second
     (tmp_path / "deep").mkdir()
     for name, picture in (("a.png", line), ("deep/b.png", two)): Image.fromarray(np.uint8(255 - 255 * np.pad(picture, 8))).save(tmp_path / name)
     assert cli.main(["recognize", str(tmp_path), "--json"]) == 0
     shown = capsys.readouterr()
     one, other = map(json.loads, shown.out.splitlines())
-    assert one["file"].endswith("a.png") and one["latex"] == "a + b = c" and one["complete"] and one["unread"] == 0
+    assert one["file"].endswith("a.png") and one["latex"] == "a + b = c" and one["complete"] and one["unread"] < 0.12
     assert other["file"].endswith("b.png") and not other["complete"] and other["unread"] > 0.12 and "of the ink is not in the reading" in shown.err
     (tmp_path / "empty").mkdir()
     assert cli.main(["recognize", str(tmp_path / "empty")]) == 2 and "is a folder: name the images in it" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_a_longer_training_goes_on_from_a_shorter_one():
 def test_every_field_tells_two_lines_apart(tmp_path, field):
     "Two lines of a table that differ in one field of the profile only."
     value = getattr(TINY, field)
-    other = {"data": "crohme2014+wikipedia", "sizing": "height", "precision": "bf16", "recognizer_stride": 16, "network": "wide"}.get(
+    other = {"data": "crohme2014+wikipedia", "sizing": "height", "precision": "bf16", "recognizer_stride": 16, "network": "wide", "judge": "ink"}.get(
         field, (not value) if isinstance(value, bool) else value + 0.25 if isinstance(value, float) else value + 1 if isinstance(value, int) else None)
     if field == "discriminator_beta1": other = 0.25
     if field == "ema_decay": other = 0.5
