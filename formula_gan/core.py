@@ -48,6 +48,7 @@ class Profile:
     # D's real images come from the domains that are asked of G; without, evenly from all, as in the paper
     matched_targets: bool = False
     skip: bool = False  # generator with skip connections; rows trained so are named "... skip"
+    reach: int = 0  # px from its source's ink within which the generator writes; 0: anywhere
     fold: int = 1  # px to a side of the cells that generator and discriminator work on, by `pixel_unshuffle`
     cells: bool = False  # the discriminator judges each cell of its last maps instead of the whole image
     judge: str = ""  # frozen recogniser whose symbol map judges content; empty: Eq 7's task model does
@@ -139,7 +140,7 @@ def get_profile(
     if profile.discriminator_beta1 >= 1 or profile.ema_decay >= 1:
         raise FormulaGanError("discriminator_beta1 and ema_decay are shares of the past: below 1")
     may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "z_reward", "ema_decay",
-                   "discriminator_beta1", "reading_height", "loose")
+                   "discriminator_beta1", "reading_height", "loose", "reach")
     for field, kind in kinds.items():
         value = getattr(profile, field)
         if kind in (int, float) and (value < 0 or value == 0 and field not in may_be_zero):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'ImageSet', 'print_bold', 'print_em', 'draw_print', 'oracle_heights',
            'ink_sizes', 'draw_ink', 'print_looks', 'typeset_in_parts', 'print_images', 'ink_images', 'margin',
-           'Augmentation', 'augment', 'random_map', 'pad_margin', 'scale_image', 'resize_set', 'Batch', 'collate',
-           'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream', 'proportions', 'random_hand',
-           'draw_loose', 'draw_item', 'ordered_batches']
+           'Augmentation', 'augment', 'random_map', 'pad_margin', 'scale_image', 'resize_set', 'rescale_set', 'Batch',
+           'collate', 'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream', 'proportions',
+           'random_hand', 'draw_loose', 'draw_item', 'ordered_batches']
 
 # %% ../nbs/04_data.ipynb #a53bde70
 import json
@@ -317,6 +317,16 @@ def resize_set(
     kept = [n for n, (h, w) in enumerate(images.shapes) if w * profile.height / h <= limit]
     scaled = [scale_image(images[n], profile.height / images.shapes[n, 0]) for n in kept]
     return ImageSet(scaled, [images.tokens[n] for n in kept], images.domain, [images.extra[n] for n in kept])
+
+# %% ../nbs/04_data.ipynb #9a98b0da
+def rescale_set(
+    images: ImageSet,
+    factor: float,  # of height and width
+) -> ImageSet:
+    "Every image larger or smaller."
+    if factor == 1: return images
+    scaled = [scale_image(images[n], factor) for n in range(len(images))]
+    return ImageSet(scaled, images.tokens, images.domain, images.extra)
 
 # %% ../nbs/04_data.ipynb #e1a1be4f
 @dataclass

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REALISM_IMAGES', 'DIVERSITY_FORMULAS', 'DIVERSITY_DRAWS', 'REALISM_COLUMNS', 'REALISM_KEY', 'RealInk', 'part_writers',
-           'write_ways', 'realism_sets', 'realism_figures', 'RealismResult', 'realism_table', 'realism_sheet']
+           'writing_run', 'write_ways', 'realism_sets', 'realism_figures', 'RealismResult', 'realism_table',
+           'realism_sheet']
 
 # %% ../nbs/09c_realism.ipynb #0272a6f5
 import dataclasses, time
@@ -15,11 +16,11 @@ import numpy as np
 
 from .core import FormulaGanError, Profile, atomic_path, derive_seed, get_profile, tile
 from .corpora import load_corpus
-from .data import ImageSet, print_images
+from .data import ImageSet, print_images, rescale_set
 from .evaluation import diversity, domain_classifier_accuracy, image_features, kernel_distance
 from .sagan import load_generator
 from .results import PROVENANCE, provenance, results_table, write_row
-from .stages import Run, image_sets, make_run, read_images, stitch_prints
+from .stages import Run, image_sets, loosen_prints, make_run, read_images, stitch_prints
 from .reading import trained_profile
 from .synthesis import handwrite, weights_digest
 from .tables import score_columns
@@ -73,6 +74,15 @@ def part_writers(
     bank = SymbolBank.from_inks(ink for ink in inks if half[writer[ink.id]])
     return RealInk(reference, both, bank, sets["valid_ink"], several)
 
+# %% ../nbs/09c_realism.ipynb #9cca71a9
+def writing_run(
+    run: Run,
+    generator,  # Generator
+) -> Run:
+    "The run at the sizes that a generator writes in, its print as loose as in its training."
+    known = trained_profile(generator)
+    return run.of(height=known.height, symbol_height=known.symbol_height, sizing=known.sizing, loose=known.loose)
+
 # %% ../nbs/09c_realism.ipynb #8a7da79c
 def write_ways(
     prints: ImageSet,
@@ -83,7 +93,8 @@ def write_ways(
     "The same formulas in print, in stitched ink, and as a generator writes the print."
     stitched = stitch_prints(prints, bank, run)
     kept = prints.subset(extra["number"] for extra in stitched.extra)
-    written = handwrite(generator, kept, run.profile, run.seed, run.device, run.progress)
+    source = loosen_prints(kept, run) if run.profile.loose else kept
+    written = handwrite(generator, source, run.profile, run.seed, run.device, run.progress)
     return {"print": kept, "stitched": stitched, "GAN": written}
 
 # %% ../nbs/09c_realism.ipynb #b03dc1f2
@@ -153,21 +164,23 @@ def realism_table(
     count: int = REALISM_IMAGES,  # images of each side of KID and classifier, at most
     progress: bool = True,
 ) -> RealismResult:
-    """Print, stitched ink, a generator's images and real ink in one table. Its rows go to `realism.csv`, pictures to
+    """Print, stitched ink, a generator's images and real ink in one table, at the generator's size; the network sees
+    them at its own. Its rows go to `realism.csv`, pictures to
     `sheet_realism.png` beside it; the test set has no part in it. The network `content` has seen neither stitched ink
     nor a GAN's."""
     from tqdm import tqdm
     start = time.monotonic()
-    run = make_run(profile, seed, data_dir, progress=progress)
-    profile, device = run.profile, run.device
-    writer, reader = load_generator(generator), load_recognizer(network, device)
-    for name, known in ((generator, trained_profile(writer)), (network, trained_profile(reader))):
-        if (known.symbol_height, known.sizing) != (profile.symbol_height, profile.sizing):
-            raise FormulaGanError(f"{name} knows symbols of {known.symbol_height:g} px ({known.sizing}): give "
-                                  f"a profile with symbol_height={known.symbol_height:g}, sizing={known.sizing}")
+    writer = load_generator(generator)
+    run = writing_run(make_run(profile, seed, data_dir, progress=progress), writer)
+    reader = load_recognizer(network, run.device)
+    known = trained_profile(reader)
+    if known.sizing != run.profile.sizing:
+        raise FormulaGanError(f"{network} reads images sized by {known.sizing}, {generator} writes them sized by "
+                              f"{run.profile.sizing}: choose another network")
+    def seen(images): return rescale_set(images, known.symbol_height / run.profile.symbol_height)
     references, look, content, draws = realism_sets(part_writers(run, count), writer, run)
     def measured(images):
-        features = image_features(reader, images, profile, device) if len(images) else np.zeros((0, 1))
+        features = image_features(reader, seen(images), known, run.device) if len(images) else np.zeros((0, 1))
         return features, images.tokens
     made, real = map(measured, references)
     hands = measured(draws["real"])
@@ -176,12 +189,12 @@ def realism_table(
     varies = {"print": "font", "stitched": "hand", "GAN": "z", "real": "writer"}
     rows = []
     for row, varied in tqdm(varies.items(), desc="measuring", disable=not progress):
-        readings = read_images(reader, content[row], profile, 1, device)
+        readings = read_images(reader, seen(content[row]), known, 1, run.device)
         reference, images, several = real if row == "real" else made, measured(look[row]), measured(draws[row])
         figures = realism_figures(reference, images, several, hands, readings, content[row].tokens, seed)
         rows.append({"row": row, **figures, "varied": varied, **names})
         if row != "GAN": rows[-1]["generator"] = ""
-    table = results_table(profile, "realism.csv")
+    table = results_table(run.profile, "realism.csv")
     facts = provenance(run, (time.monotonic() - start) / 60)
     for r in rows: write_row(table, r | facts, REALISM_COLUMNS, REALISM_KEY)
     sheet = realism_sheet(look, references[0])
@@ -196,7 +209,8 @@ def realism_sheet(
 ):  # PIL image
     "The same formulas in print, stitched, generated, and real."
     numbers = {t: n for n, t in enumerate(reference.tokens)}
-    rows = [n for n in range(len(look["print"])) if 40 <= look["print"].shapes[n, 1] <= 200][:count]
+    def fits(height, width): return 2 * height <= width <= 8 * height
+    rows = [n for n, shape in enumerate(look["print"].shapes) if fits(*shape)][:count]
     cells = []
     for n in rows:
         cells += [look[way][n] / 255 for way in ("print", "stitched", "GAN")]

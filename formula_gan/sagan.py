@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SpectralNorm', 'spectral', 'conv', 'masked', 'mask_pyramid', 'pad_to_multiple', 'folded', 'unfolded', 'check_inputs',
            'attend_plain', 'attend_fused', 'attend_sliced', 'SelfAttention', 'DownBlock', 'down_blocks', 'affine',
-           'NormReLU', 'BatchNormReLU', 'ConditionalBatchNorm', 'UpsampleConv', 'UpBlock', 'Skip', 'Generator',
-           'standing_statistics', 'CellVerdict', 'cell_weights', 'Discriminator', 'hinge_discriminator',
+           'NormReLU', 'BatchNormReLU', 'ConditionalBatchNorm', 'UpsampleConv', 'UpBlock', 'Skip', 'near_ink',
+           'Generator', 'standing_statistics', 'CellVerdict', 'cell_weights', 'Discriminator', 'hinge_discriminator',
            'hinge_generator', 'weighted_mean', 'hinge_discriminator_cells', 'hinge_generator_cells', 'generator_config',
            'save_generator', 'load_generator']
 
@@ -394,6 +394,16 @@ class Skip(nn.Module):
         "x (B,C,H,W), mask (B,1,H,W) -> (B,out,H,W), zero at padding"
         return self.conv(self.norm(x, self.gain.expand(len(x), -1), self.bias.expand(len(x), -1), mask))
 
+# %% ../nbs/05_sagan.ipynb #ea41bb85
+def near_ink(
+    x: torch.Tensor,  # (B,1,H,W) in [0,1]
+    reach: int,  # px
+) -> torch.Tensor:  # (B,1,H,W): 1 within reach of ink, else 0. Paler than 0.25 is no ink
+    "Where a generator may write that is to leave the empty parts of its image empty."
+    size, pad = 2 * reach + 1, reach
+    rows = F.max_pool2d(x.detach(), (1, size), 1, (0, pad))
+    return (F.max_pool2d(rows, (size, 1), 1, (pad, 0)) > 0.25).to(x.dtype)
+
 # %% ../nbs/05_sagan.ipynb #02bf271f
 class Generator(nn.Module):
     "Image, noise and wanted class in, image of the same size out (Fig. 3a)."
@@ -406,11 +416,12 @@ class Generator(nn.Module):
         attention: bool = True,  # False: row 5 of Table 1
         skip: bool = False,  # not in the paper: the encoder's maps at a quarter and an eighth also reach the decoder
         fold: int = 1,  # not in the paper: cells of fold * fold px take the place of pixels
+        reach: int = 0,  # not in the paper: px from the source's ink within which it writes; 0: anywhere
     ):
         super().__init__()
         if z_dim < 5: raise FormulaGanError(f"z_dim={z_dim}: five places want noise, so give 5 or more")
         b = base_channels
-        self.z_dim, self.num_classes, self.fold = z_dim, num_classes, fold
+        self.z_dim, self.num_classes, self.fold, self.reach = z_dim, num_classes, fold, reach
         self.z_split = [z_dim // 5 + (i < z_dim % 5) for i in range(5)]
         self.encoder = down_blocks(b, fold)
         self.embedding = spectral(nn.Embedding(num_classes, 128))
@@ -434,6 +445,7 @@ class Generator(nn.Module):
         height, width = x.shape[2:]
         x, mask = pad_to_multiple(x, mask, 16 * self.fold)
         masks = mask_pyramid(mask, fold=self.fold)
+        if self.reach: mask = masked(near_ink(x, self.reach), mask)
         maps = self.encode(folded(x, self.fold), masks)
         h = self.decode(maps, z, self.embedding(c), masks)
         h = self.norm(h, self.gain.expand(len(x), -1), self.bias.expand(len(x), -1), masks[0])
@@ -627,6 +639,7 @@ def generator_config(
         "attention": generator.attention is not None,
         "skip": generator.skips is not None,
         "fold": generator.fold,
+        "reach": generator.reach,
     }
 
 # %% ../nbs/05_sagan.ipynb #8198bf5e

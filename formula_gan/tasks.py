@@ -42,7 +42,7 @@ def small_recognizer(
 GAN_FIELDS = ("data", "height", "symbol_height", "sizing", "max_tokens", "printed_formulas", "base_channels", "batch",
               "warmup_iterations", "l1_anchor", "anchor_size", "matched_targets", "skip", "lambda_", "generator_lr", "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr",
               "ema_decay", "recognizer_stride", "network", "precision")
-NOT_THE_PAPERS = ("z_reward", "fold", "cells", "judge", "loose")  # no part of a training that has them off
+NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "judge", "loose")  # no part of a training that has them off
 
 
 def gan_settings(
@@ -149,7 +149,8 @@ class GanTask:
         self.steps = profile.warmup_iterations + profile.gan_iterations
         learns = profile.lambda_ and not profile.judge
         task = Recognizer(vocab, small_recognizer(profile)) if learns else None
-        generator = Generator(profile.base_channels, attention=attention, skip=profile.skip, fold=profile.fold)
+        generator = Generator(profile.base_channels, attention=attention, skip=profile.skip, fold=profile.fold,
+                              reach=profile.reach)
         discriminator = Discriminator(profile.base_channels, attention=attention, gain=profile.discriminator_gain,
                                       fold=profile.fold, cells=profile.cells)
         self.models = GanModels(generator, discriminator, task)
@@ -215,7 +216,7 @@ def triplet_sheet(
     "Source, fake and target side by side, without their padding."
     def crop(x, mask): return x[0, :int(mask[0, :, 0].sum()), :int(mask[0, 0].sum())]
     cells = []
-    for n in range(min(rows, len(fake))):
+    for n in range(min(rows, len(fake), len(target.x))):
         cells += [crop(source.x[n], source.mask[n]), crop(fake[n], source.mask[n]), crop(target.x[n], target.mask[n])]
     return tile(cells, columns=3, scale=2)
 
