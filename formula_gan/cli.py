@@ -7,10 +7,10 @@ __all__ = ['EXAMPLES', 'source_name', 'read_lines', 'atomic_folder', 'check_plac
            'render_command', 'report', 'numbered_formulas', 'read_formulas', 'tell_comments', 'own_part',
            'synthesize_command', 'tell_strange', 'normalize_command', 'picture_files', 'recognize_command',
            'evaluate_command', 'show_scores', 'test_set_command', 'overrides', 'show_rows', 'train_command',
-           'table1_command', 'run_each', 'table2_command', 'number', 'add_command', 'add_normalize', 'add_render',
-           'add_evaluate', 'add_synthesize', 'add_recognize', 'add_run_options', 'add_train', 'add_table1',
-           'add_table2', 'build_parser', 'main', 'keyword_translator', 'unknown_parameters', 'drop_progress',
-           'keyword_engine']
+           'table1_command', 'run_all', 'run_each', 'table2_command', 'number', 'add_command', 'add_normalize',
+           'add_render', 'add_evaluate', 'add_synthesize', 'add_recognize', 'add_run_options', 'add_train', 'add_all',
+           'add_table1', 'add_table2', 'build_parser', 'main', 'keyword_translator', 'unknown_parameters',
+           'drop_progress', 'keyword_engine']
 
 # %% ../nbs/09d_cli.ipynb #14bbac7b
 import argparse, contextlib, dataclasses, json, os, shutil, sys, tempfile
@@ -467,29 +467,50 @@ def table1_command(
     if arguments.list:
         for name, what in names.items(): print(f"{name:3} {what}")
         return 0
+    if arguments.all: return run_all(1, arguments)
     if not arguments.row and arguments.lambda_ is None:
-        raise FormulaGanError("name rows with --row, or a weight with --lambda; --list shows the rows")
+        raise FormulaGanError("name rows with --row, a weight with --lambda, or --all; --list shows the rows")
     unknown = [row for row in arguments.row if row not in names]
     if unknown: raise FormulaGanError(f"no row {unknown[0]!r}: choose among {', '.join(names)}")
-    def run(row):
+    changes = overrides(arguments.set)
+    lengths = [{"gan_iterations": n} for n in arguments.iterations] or [{}]
+    def run(row, length):
         return run_row(row, arguments.profile, arguments.lambda_, arguments.seed, arguments.data,
-                       arguments.max_minutes, **overrides(arguments.set))
-    return run_each(arguments.row or [""], arguments.profile, run)
+                       arguments.max_minutes, **changes | length)
+    jobs = [(row, length) for row in arguments.row or [""] for length in lengths]
+    return run_each(jobs, arguments.profile, run)
+
+
+def run_all(
+    table: int,  # 1 or 2
+    arguments: argparse.Namespace,
+) -> int:  # exit code
+    "Run what a table still lacks, until `--max-minutes` are over."
+    from formula_gan.plan import run_plan
+    from formula_gan.stages import Unfinished
+    if arguments.row or arguments.seed: raise FormulaGanError("--all names rows and seeds itself: leave them out")
+    results, stopped, made = run_plan(table, arguments.profile, arguments.data, arguments.max_minutes,
+                                      **overrides(arguments.set)), [], 0
+    columns = ("row", "seed", "checkpoint" if table == 1 else "test_norm", "perplexity", "wer", "exprate", "minutes")
+    try:
+        for made, (_, result) in enumerate(results, 1): show_rows(result.rows, columns)
+    except Unfinished as stop: stopped = [(f"table {table}", arguments.profile, str(stop))]
+    return report(made, stopped, f"rows of table {table}")
 
 
 def run_each(
-    rows: list[str],
+    jobs: list[tuple],  # the row first
     profile: str,  # for the message
-    run,  # callable(row) -> result with `rows` and `table`
+    run,  # callable(*job) -> result with `rows` and `table`
     compare=None,  # callable(results) -> frame to print, where there are several
     **shown,  # arguments of `show_rows`
 ) -> int:  # exit code
     "Run rows one after the other; those that run out of time are listed."
     from formula_gan.stages import Unfinished
     done, skipped = [], []
-    for row in rows:
-        try: done.append(run(row))
-        except Unfinished as stop: skipped.append((f"row {row}", profile, str(stop)))
+    for job in jobs:
+        try: done.append(run(*job))
+        except Unfinished as stop: skipped.append((f"row {job[0]}", profile, str(stop)))
     if done: show_rows([row for result in done for row in result.rows], **shown)
     if compare and len(done) > 1: print(compare(done).to_string(index=False))
     return report(len(done), skipped, f"rows in {done[0].table}" if done else "rows")
@@ -504,7 +525,8 @@ def table2_command(
     if arguments.list:
         for row in RECOGNITION_ROWS.values(): print(f"{row.name:5} {row.what}, trained at {row.train_norm}")
         return 0
-    if not arguments.row: raise FormulaGanError("name rows with --row; --list shows them")
+    if arguments.all: return run_all(2, arguments)
+    if not arguments.row: raise FormulaGanError("name rows with --row, or --all; --list shows them")
     for row in arguments.row: choose_recognition_row(row, arguments.train_norm)  # before any work
     if arguments.generator: weights_file(arguments.generator, "generator")
     def run(row):
@@ -513,7 +535,7 @@ def table2_command(
                                    arguments.generator, **overrides(arguments.set))
     columns = ("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high", "n",
                "profile", "minutes")
-    return run_each(arguments.row, arguments.profile, run, compare_rows, columns=columns)
+    return run_each([(row,) for row in arguments.row], arguments.profile, run, compare_rows, columns=columns)
 
 # %% ../nbs/09d_cli.ipynb #4917db95
 EXAMPLES = {
@@ -549,10 +571,13 @@ EXAMPLES = {
   formula-gan table1 --list
   formula-gan table1 --lambda 2
   formula-gan table1 --row L P S 7 --profile laptop --max-minutes 60
+  formula-gan table1 --row 7 --iterations 1000 2000 --profile laptop
+  formula-gan table1 --all --profile laptop --max-minutes 120
   formula-gan table1 --row 7 --profile laptop --set gan_iterations=5000 --set batch=4""",
     "table2": """
   formula-gan table2 --list
   formula-gan table2 --row V
+  formula-gan table2 --all --profile laptop --max-minutes 120
   formula-gan table2 --row V VIII P S --profile laptop --generator default --max-minutes 60
   formula-gan table2 --row V --recipe paper --test-norm height symbol symbol-oracle""",
 }
@@ -724,6 +749,13 @@ def add_train(
     add_run_options(parser)
 
 
+def add_all(parser: argparse.ArgumentParser):
+    "The option of both tables that runs what they lack."
+    parser.add_argument("--all", action="store_true",
+                        help="run every row and seed that the table lacks, in the order of what they decide; with "
+                             "--max-minutes stop after so long, and go on at the next call")
+
+
 def add_table1(
     commands,  # from `add_subparsers`
 ):
@@ -731,6 +763,10 @@ def add_table1(
     what = "run rows of Table 1: GAN, synthetic set, recogniser, scores"
     parser = add_command(commands, "table1", table1_command, what)
     parser.add_argument("--row", nargs="+", default=[], help="rows by name; --list shows them")
+    parser.add_argument("--iterations", nargs="+", type=number(int), default=[], metavar="N",
+                        help="score each row's GAN after so many iterations; several are checkpoints of one training "
+                             "(default: the profile's gan_iterations)")
+    add_all(parser)
     parser.add_argument("--list", action="store_true", help="show the rows and end")
     add_run_options(parser)
 
@@ -742,6 +778,7 @@ def add_table2(
     what = "run rows of Table 2: synthetic set, large recogniser, scores at both sizes"
     parser = add_command(commands, "table2", table2_command, what)
     parser.add_argument("--row", nargs="+", default=[], help="rows by name; --list shows them")
+    add_all(parser)
     parser.add_argument("--list", action="store_true", help="show the rows and end")
     parser.add_argument("--generator", default="", metavar="WEIGHTS",
                         help="let these weights write the synthetic set, not a GAN trained for the row: a file, or "

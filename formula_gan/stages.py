@@ -6,19 +6,19 @@
 __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 'GENERAL_STITCHED', 'GENERAL_PRINTED', 'COMMON',
            'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'corpus', 'Images', 'image_sets',
            'stitch_prints', 'stitched_set', 'gan_streams', 'loosen_prints', 'file_digest', 'gan_figures', 'gan_sets',
-           'generator', 'written_set', 'print_set', 'image_losses', 'read_images', 'recognizer', 'content_formulas',
-           'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures', 'pictures', 'fitting',
-           'guided_recognizer', 'reading_run', 'general_vocab', 'general_recognizer']
+           'kept_iterations', 'generator', 'written_set', 'print_set', 'image_losses', 'read_images', 'recognizer',
+           'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures',
+           'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab', 'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
-import dataclasses, hashlib, time
+import dataclasses, hashlib, shutil, time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile,
+from .core import (PROFILES, FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile,
                               mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
 from .corpora import load_corpus
@@ -139,7 +139,9 @@ def train(
     workers = int(run.profile.data != "demo")
     trainer = Trainer(task, folder, label=label, progress=run.progress, loader_workers=workers, **options)
     if trainer.step > task.steps:
-        raise FormulaGanError(f"{folder} has gone past {task.steps} steps: ask for more, or for another seed")
+        kept = ", ".join(sorted(path.stem for path in folder.glob("kept/*.safetensors"))) or "none"
+        raise FormulaGanError(f"{folder} has gone past {task.steps} steps, and {task.steps} is not among those that it "
+                              f"kept ({kept}): ask for one of these, for more, or for another seed")
     if not trainer.run(run.max_minutes):
         raise Unfinished(f"{label}: stopped after {trainer.minutes:.1f} minutes at step {trainer.step} "
                          f"of {task.steps}; run the same command again to go on")
@@ -296,25 +298,40 @@ def gan_sets(
     figures = gan_figures(run)
     return {name: fitting(stage.product, vocab, run.profile.max_tokens) for name, stage in figures.items()}
 
+# %% ../nbs/09a_stages.ipynb #c540fa60
+def kept_iterations(profile: Profile) -> list[int]:
+    "The iterations whose generators stay, whatever the length asked for: thirds of the named profile's."
+    whole = PROFILES[profile.name].gan_iterations
+    return [round(whole * n / 3) for n in (1, 2, 3)]
+
 # %% ../nbs/09a_stages.ipynb #2c328f28
 def generator(
     run: Run,
     row,  # `tables.Row`
     iterations: int = 0,  # 0: the profile's
 ) -> Stage:  # of the averaged generator's weights, a file
-    "A row's trained generator after so many iterations."
+    """A row's trained generator after so many iterations. One training carries all its lengths, and keeps what
+    `kept_iterations` names, so that a shorter one can be asked for later."""
+    from formula_gan.sagan import load_generator
     from formula_gan.tasks import GanTask, gan_settings
     run = run.of(lambda_=row.lambda_, gan_iterations=iterations or run.profile.gan_iterations)
+    warmup, steps = run.profile.warmup_iterations, run.profile.warmup_iterations + run.profile.gan_iterations
     images, judge = image_sets(run), run.profile.judge
     if judge: judge = file_digest(weights_file(judge, "recognizer"))
     training = stage(run, "gan", 4, lambda folder: {}, inputs=[images], training=gan_settings(run.profile),
                      seed=run.seed, attention=row.attention, target=row.target,
                      handwritten_source=row.handwritten_source, judge=judge or None)
     def build(folder):
+        kept = training.folder / "kept" / f"{steps}.safetensors"
+        if not kept.exists(): return go_on(folder)
+        shutil.copyfile(kept, folder / "generator.safetensors")
+        return {"minutes": load_generator(kept).facts["minutes"], "steps": steps}
+    def go_on(folder):
         vocab = Vocab.from_tokens([t.split() for name in GAN_SETS for t in images.product[name].tokens])
         sources, targets = gan_streams(gan_sets(run, vocab), row, run.profile.matched_targets)
         task = GanTask(run.profile, sources, targets, vocab, run.seed, row.target, row.attention, run.device)
-        trainer = train(run, task, training.folder, f"GAN ({row.name})", sheet_every=100)
+        marks = {warmup + n for n in kept_iterations(run.profile)}
+        trainer = train(run, task, training.folder, f"GAN ({row.name})", sheet_every=100, keep_at=marks)
         trainer.rename_last(folder / "generator.safetensors")
         return {"minutes": trainer.minutes, "steps": trainer.step}
     return stage(run, "generator", 1, build, lambda folder: folder / "generator.safetensors", [training],

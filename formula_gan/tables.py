@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROWS', 'CONTROLS', 'GAN_ONLY', 'RECOGNITION_ROWS', 'BEAM_SIZE', 'OWN_KEY', 'CURVE_COLUMNS', 'PAIR_COLUMNS', 'Row',
            'choose_row', 'source_set', 'minutes_of', 'batch_sheet', 'sheet_of', 'RowResult', 'guides', 'small_model',
-           'set_figures', 'checkpoint_figures', 'language_figures', 'finish_row', 'run_row', 'RecognitionRow',
-           'choose_recognition_row', 'training_sources', 'training_figures', 'large_model', 'RecognitionResult',
-           'test_readings', 'score_columns', 'validation_curve', 'check_recognition', 'own_columns',
-           'run_recognition_row', 'compare_rows', 'attention_sheet', 'TestScores', 'score_test_set']
+           'set_figures', 'checkpoint_figures', 'language_figures', 'row_columns', 'finish_row', 'run_row',
+           'RecognitionRow', 'choose_recognition_row', 'training_sources', 'training_figures', 'large_model',
+           'RecognitionResult', 'test_readings', 'score_columns', 'validation_curve', 'check_recognition',
+           'own_columns', 'run_recognition_row', 'compare_rows', 'attention_sheet', 'TestScores', 'score_test_set']
 
 # %% ../nbs/09b_tables.ipynb #9e1726bd
 import dataclasses, time
@@ -207,20 +207,29 @@ GAN_ONLY = (  # fields without a part in rows that have no GAN
     "ema_decay", "base_channels", "printed_formulas", "reach", "fold", "cells", "judge", "loose")
 
 
+def row_columns(
+    run: Run,
+    row: str,
+    lambda_: float | None = None,  # of its GAN; None: it has none
+) -> dict:  # columns of table1.csv
+    "What tells a row's lines from all others but for the checkpoint."
+    gan = lambda_ is not None
+    profile = dataclasses.replace(run.profile, lambda_=lambda_) if gan else run.profile
+    used = None if gan else [f.name for f in dataclasses.fields(Profile) if f.name not in GAN_ONLY]
+    own = departures(profile, TABLE1_COLUMNS, used)
+    if row == "L": own.pop("recognizer_steps")
+    return own | {"row": row, "profile": profile.name, "data": profile.data, "batch": profile.batch, "seed": run.seed}
+
+
 def finish_row(
     run: Run,
     row: str,
     lines: list[dict],
     minutes: float,
-    gan: bool,  # whether a GAN has a part in it
-    lambda_: float = 1.0,
+    lambda_: float | None = None,  # of its GAN; None: it has none
 ) -> tuple[list[dict], Path]:  # whole lines, and the table that they are in now
     "Write a row's lines into `table1.csv`."
-    profile = dataclasses.replace(run.profile, lambda_=lambda_) if gan else run.profile
-    used = None if gan else [f.name for f in dataclasses.fields(Profile) if f.name not in GAN_ONLY]
-    own = departures(profile, TABLE1_COLUMNS, used) | {"row": row} | provenance(run, minutes)
-    if not gan and not any("perplexity" in line and line.get("checkpoint") for line in lines):
-        own.pop("recognizer_steps")
+    own = row_columns(run, row, lambda_) | provenance(run, minutes)
     lines = [own | line for line in lines]
     table = results_table(run.profile)
     for line in lines: write_row(table, line)
@@ -243,7 +252,7 @@ def run_row(
     lambda_ = None if lambda_ in (None, "") else cast_value("lambda", lambda_, float)
     variant = None if row in CONTROLS else choose_row(row, lambda_)
     if row == "L":
-        lines, table = finish_row(run, row, [language_figures(run)], 0.0, False)
+        lines, table = finish_row(run, row, [language_figures(run)], 0.0)
         return RowResult(lines, None, table)
     name = variant.name if variant else row
     source = source_set(run, variant or row)
@@ -253,8 +262,7 @@ def run_row(
     for checkpoint in ("last", "best"):
         figures, readings = checkpoint_figures(run, model.product / f"{checkpoint}.safetensors")
         lines.insert(0, {"checkpoint": checkpoint} | figures | measured)
-    weight = variant.lambda_ if variant else 1.0
-    lines, table = finish_row(run, name, lines, minutes_of(model), variant is not None, weight)
+    lines, table = finish_row(run, name, lines, minutes_of(model), variant.lambda_ if variant else None)
     sets = image_sets(run).product
     sheet = sheet_of(sets["synthetic_print"], images, sets["train_ink"])
     pairs = list(zip(sets["test_ink"].tokens, readings))

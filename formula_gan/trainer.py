@@ -412,7 +412,8 @@ def first_failure(
 
 # %% ../nbs/07_trainer.ipynb #278d1c93
 class Trainer:
-    "Trains a task in a folder: `checkpoint.pt`, `losses.csv`, `sheets/`, `best.safetensors`, `last.safetensors`."
+    """Trains a task in a folder: `checkpoint.pt`, `losses.csv`, `sheets/`, `best.safetensors`, `last.safetensors`, and
+    `kept/STEP.safetensors`."""
     def __init__(
         self,
         task,  # GanTask or RecognizerTask
@@ -420,6 +421,7 @@ class Trainer:
         metric=None,  # callable(task) -> figures by name; of "metric", the lowest keeps `best.safetensors`
         metric_every: int = 0,  # steps
         sheet_every: int = 0,  # steps
+        keep_at=(),  # steps whose weights stay
         checkpoint_minutes: float = 4,
         log_every: int = 20,  # steps per line of losses.csv
         loader_workers: int = 0,  # processes that prepare batches
@@ -431,6 +433,7 @@ class Trainer:
             from accelerate import Accelerator
         self.task, self.folder, self.metric = task, Path(folder), metric
         self.metric_every, self.sheet_every, self.log_every = metric_every, sheet_every, log_every
+        self.keep_at = keep_at
         self.checkpoint_minutes, self.workers = checkpoint_minutes, loader_workers
         self.progress, self.label = progress, label
         self.step, self.minutes, self.best = 0, 0.0, math.inf
@@ -463,6 +466,7 @@ class Trainer:
                 self.minutes = spent + (time.monotonic() - start) / 60
                 self.log(losses, bar)
                 if self.due(self.sheet_every) and self.leader: self.save_sheet()
+                if self.step in self.keep_at and self.leader: self.keep()
                 if self.due(self.metric_every) or self.metric and self.step == self.task.steps: self.validate()
                 if time.monotonic() - saved > 60 * self.checkpoint_minutes:
                     self.save()
@@ -532,6 +536,11 @@ class Trainer:
     def save_sheet(self):
         "A PNG of the last batch."
         with atomic_path(self.folder / "sheets" / f"{self.step:06d}.png") as path: self.task.sheet().save(path)
+
+    def keep(self):
+        "Write the weights of this step, which stay."
+        path = self.folder / "kept" / f"{self.step}.safetensors"
+        self.task.export(path, steps=self.step, minutes=round(self.minutes, 3))
 
     def export_last(self):
         "Write `last.safetensors`; all processes go on when it is there."

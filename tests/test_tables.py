@@ -7,11 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from formula_gan import results, stages, tables
 from formula_gan.core import FormulaGanError, Profile, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED
+from formula_gan.plan import Planned, is_done, run_plan, table1_plan
 from formula_gan.results import TABLE1_COLUMNS, display_name, read_table
+from formula_gan.sagan import load_generator
 from formula_gan.stages import Unfinished, content_formulas, gan_streams, image_sets, make_run
 from formula_gan.tables import CONTROLS, ROWS, choose_row, run_row
 
@@ -98,6 +101,20 @@ def test_a_row_and_its_controls(monkeypatch):
     again = run_row("7", TINY, progress=False)
     assert again.rows[0]["perplexity"] == results["7"].rows[0]["perplexity"]
     assert len(read_table(again.table)) == 7  # two checkpoints of three rows, and L: replaced, not repeated
+
+
+def test_lengths_of_a_training_in_any_order(monkeypatch):
+    "The demo keeps thirds of its length; here every third is one step."
+    monkeypatch.setitem(stages.PROFILES, "demo", dataclasses.replace(stages.PROFILES["demo"], gan_iterations=3))
+    run = make_run(TINY, seed=5, progress=False)
+    assert stages.kept_iterations(run.profile) == [1, 2, 3]
+    whole = stages.generator(run, ROWS["1"], 3)
+    whole.product
+    shorter = stages.generator(run, ROWS["1"], 1)
+    monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was kept"))
+    weights = load_generator(shorter.product)
+    assert shorter.facts["steps"] == 2 and weights.facts["steps"] == 2 and shorter.folder != whole.folder
+    assert not all(torch.equal(a, b) for a, b in zip(weights.parameters(), load_generator(whole.product).parameters()))
 
 
 def test_a_longer_training_goes_on_from_a_shorter_one():
@@ -215,3 +232,23 @@ def test_two_processes_make_one_generator(tmp_path):
                            "--rdzv-endpoint", "localhost:0", str(script)], capture_output=True, text=True, timeout=240,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and done.stdout.count("made generator.safetensors 3") == 2, done.stdout + done.stderr[-3000:]
+
+
+def test_a_plan_runs_what_the_table_lacks(monkeypatch, tmp_path):
+    monkeypatch.setattr("formula_gan.plan.table1_plan", lambda profile: [Planned("L"), Planned("7", 0, 1), Planned("7", 0, 2), Planned("L", 1)])
+    monkeypatch.setattr("formula_gan.plan.results_table", lambda profile, name="table1.csv": tmp_path / name)
+    monkeypatch.setattr(tables, "results_table", lambda profile, name="table1.csv": tmp_path / name)
+    run = make_run(TINY, progress=False)
+    results = run_plan(1, TINY, progress=False)
+    assert not is_done(Planned("L"), run, 1)
+    assert next(results)[0] == Planned("L") and is_done(Planned("L"), run, 1) and not is_done(Planned("L", 1), run, 1)
+    done = [(planned.row, planned.iterations, planned.seed, result.rows[0]["gan_iterations"] if planned.row == "7" else 0) for planned, result in results]
+    assert done == [("7", 1, 0, 1), ("7", 2, 0, 2), ("L", 0, 1, 0)]
+    assert list(run_plan(1, TINY, progress=False)) == [] and not is_done(Planned("L"), run.of(synthetic_images=20), 1)
+    with pytest.raises(Unfinished, match="row L.*call again"): list(run_plan(1, TINY, max_minutes=0.0, progress=False, synthetic_images=22))
+
+
+def test_the_plan_decides_the_controls_first():
+    plan = table1_plan(get_profile("paper"))
+    assert plan[:4] == [Planned("L"), Planned("P"), Planned("S"), Planned("7", 0, 100_000)] and plan[-1] == Planned("2", 2, 300_000)
+    assert {p.row for p in plan if not p.seed} == {*ROWS, *CONTROLS} and len(set(plan)) == len(plan)
