@@ -515,7 +515,7 @@ def cell_weights(
     mask: torch.Tensor | None,  # (B,1,H/size,W/size), 1 on cells of the image
     size: int,  # px to a side of a cell
     reach: int = 4,  # px beyond the cell that are looked at
-    empty: float = 0.25,  # weight of cells without ink
+    empty: float = 0.05,  # weight of cells without ink
 ) -> torch.Tensor:  # float32 (B,1,H/size,W/size)
     "How much each cell's verdict counts: 1 near ink, `empty` elsewhere, 0 at padding. Paler than 0.25 is no ink."
     darkest = F.max_pool2d(ink.detach().float(), size + 2 * reach, size, reach)
@@ -542,6 +542,7 @@ class Discriminator(nn.Module):
         self.linear = spectral(nn.Linear(8 * b, 1))
         self.embedding = spectral(nn.Embedding(num_classes, 8 * b))
         self.cells = nn.ModuleList(CellVerdict(i * b, num_classes) for i in (4, 8)) if cells else None
+        self.seen = None  # not in the paper: `task_model.SeenVerdicts`, whose cells count as these do
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x, c, mask=None):
@@ -582,6 +583,9 @@ class Discriminator(nn.Module):
         for i, verdict in zip((2, 3), self.cells):
             logits = masked(self.gain * verdict(maps[i], c), masks[i + 1])
             judged.append((logits, cell_weights(ink, masks[i + 1], self.fold * 2 ** (i + 1))))
+        if self.seen is not None:
+            plain = x if near is None else torch.maximum(x, near)
+            judged += [(self.gain * logits, weights) for logits, weights in self.seen(x, c, mask, plain)]
         if whole:
             logits = self.pooled(maps[3], c, masks[4]).view(-1, 1, 1, 1)
             judged.append((logits, torch.ones_like(logits)))

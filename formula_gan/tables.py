@@ -204,7 +204,7 @@ def language_figures(run: Run) -> dict:  # columns of table1.csv
 GAN_ONLY = (  # fields without a part in rows that have no GAN
     "lambda_", "skip", "matched_targets", "z_reward", "l1_anchor", "gan_iterations", "warmup_iterations", "anchor_size",
     "generator_lr", "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr",
-    "ema_decay", "base_channels", "printed_formulas", "reach", "fold", "cells", "judge", "loose")
+    "ema_decay", "base_channels", "printed_formulas", "reach", "fold", "cells", "seen", "judge", "loose")
 
 
 def row_columns(

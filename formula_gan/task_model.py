@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RecognizerConfig', 'Cells', 'NormReLU', 'DenseLayer', 'DenseBlock', 'Encoder', 'WideLayer', 'WideBlock',
            'WideEncoder', 'Memory', 'CoverageAttention', 'gru', 'State', 'Decoder', 'Position', 'advance',
-           'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways', 'SymbolJudge',
+           'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways', 'SymbolJudge', 'SeenVerdicts',
            'save_recognizer', 'load_recognizer']
 
 # %% ../nbs/06_task_model.ipynb #96e55c0e
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import FormulaGanError, load_weights, save_weights
+from .sagan import CellVerdict, cell_weights, conv, masked
 from .search import Grammar, beam_search
 from .tokenizer import PAD, Vocab
 
@@ -229,15 +230,20 @@ class WideEncoder(nn.Module):
         self.stride = 8
         self.channels = [2 * stem + config.layers * growth]
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, Cells]]:
+    def maps(self, x: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        "Maps (B,C,h,w) and their masks (B,1,h,w), at a quarter and at an eighth of the image's size"
         border = (0, -x.shape[-1] % 8, 0, -x.shape[-2] % 8)
         maps, mask = F.pad(x * mask, border), F.pad(mask, border).float()
         for layer in self.stem:
             mask = F.max_pool2d(mask, 2)
             maps = layer(maps) * mask.to(maps.dtype)
         maps = self.transition(self.fine(maps, mask.to(maps.dtype)))
-        mask = F.max_pool2d(mask, 2)
-        maps = self.coarse(F.avg_pool2d(maps, 2) * mask.to(maps.dtype), mask.to(maps.dtype))
+        small = F.max_pool2d(mask, 2)
+        coarse = self.coarse(F.avg_pool2d(maps, 2) * small.to(maps.dtype), small.to(maps.dtype))
+        return [(maps, mask), (coarse, small)]
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, Cells]]:
+        maps, mask = self.maps(x, mask)[-1]
         cells = Cells(mask)
         return [(cells.rows(maps), cells)]
 
@@ -609,18 +615,57 @@ class SymbolJudge(nn.Module):
 
     def train(self, mode: bool = True): return super().train(False)
 
+    def smaller(self, x: torch.Tensor) -> torch.Tensor:
+        "Images (B,1,H,W) at the size that the recogniser knows"
+        return F.interpolate(x.float(), scale_factor=self.scale, mode="bilinear", antialias=True)
+
     def forward(
         self,
         x: torch.Tensor,  # float32 (B,1,H,W)
         batch,  # Batch, its mask, ids and boxes; tokens that the model does not know have no part in it
     ) -> torch.Tensor:  # scalar, `symbol_loss`
-        def smaller(t): return F.interpolate(t.float(), scale_factor=self.scale, mode="bilinear", antialias=True)
-        x, mask = smaller(x), smaller(batch.mask)
+        x, mask = self.smaller(x), self.smaller(batch.mask)
         ids = self.known[batch.ids[:, 1:]]
         boxes = torch.where((ids == PAD)[..., None], torch.nan, batch.boxes * self.scale)
         [(rows, cells)] = self.model.encode(x, (mask > 0.5).float())
         named = cells.maps(self.model.symbols(rows)).float()
         return symbol_loss(named, cells.mask, ids, boxes, self.model.config.stride, self.rest)
+
+# %% ../nbs/06_task_model.ipynb #a1c91c7a
+class SeenVerdicts(nn.Module):
+    "Logits per cell on the two maps of a frozen recogniser's encoder: what a discriminator makes of what it sees there."
+
+    def __init__(
+        self,
+        judge: SymbolJudge,  # of a recogniser with the network "wide"
+        num_classes: int = 2,
+        channels: int = 64,  # of the heads
+    ):
+        super().__init__()
+        encoder = judge.model.encoder
+        if not isinstance(encoder, WideEncoder): raise FormulaGanError("verdicts need the encoder of a wide recogniser")
+        self.judge = (judge,)  # no part of this module: it is not trained, nor in a checkpoint
+        widths = (encoder.transition[0].out_channels, encoder.channels[0])
+        self.heads = nn.ModuleList(nn.Sequential(conv(width, channels), nn.LeakyReLU(0.2), conv(channels, channels))
+                                   for width in widths)
+        self.last = nn.ModuleList(CellVerdict(channels, num_classes) for _ in widths)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # float32 (B,1,H,W)
+        c: torch.Tensor,  # (B,) int64
+        mask: torch.Tensor | None,  # like x
+        ink: torch.Tensor,  # like x: near this, cells count in full
+    ) -> list:  # pairs of logits and weights, float32 (B,1,h,w)
+        judge = self.judge[0]
+        x, ink, mask = (judge.smaller(t) for t in (x, ink, torch.ones_like(x) if mask is None else mask))
+        judged = []
+        for (maps, cells), head, last, size in zip(judge.model.encoder.maps(x, (mask > 0.5).float()), self.heads,
+                                                   self.last, (4, 8)):
+            border = (0, size * cells.shape[-1] - ink.shape[-1], 0, size * cells.shape[-2] - ink.shape[-2])
+            weights = cell_weights(F.pad(ink, border), cells, size, size // 2)
+            judged.append((masked(last(head(maps), c), cells), weights))
+        return judged
 
 # %% ../nbs/06_task_model.ipynb #beff8e11
 def save_recognizer(

@@ -18,7 +18,7 @@ import torch
 from .core import Profile, derive_seed, mixed_precision, tile
 from .data import Augmentation, Drawing, FigureStream, ImageSet, Stream
 from .sagan import Discriminator, Generator, save_generator, standing_statistics
-from .task_model import Recognizer, RecognizerConfig, SymbolJudge, load_recognizer, save_recognizer
+from .task_model import Recognizer, RecognizerConfig, SeenVerdicts, SymbolJudge, load_recognizer, save_recognizer
 from .tokenizer import PAD, Vocab
 from .trainer import (GanModels, gan_step, recognizer_step, reconstruction_step, seed_everything_for,
                                  target_class, update_average)
@@ -42,7 +42,7 @@ def small_recognizer(
 GAN_FIELDS = ("data", "height", "symbol_height", "sizing", "max_tokens", "printed_formulas", "base_channels", "batch",
               "warmup_iterations", "l1_anchor", "anchor_size", "matched_targets", "skip", "lambda_", "generator_lr", "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr",
               "ema_decay", "recognizer_stride", "network", "precision")
-NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "judge", "loose")  # no part of a training that has them off
+NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "seen", "judge", "loose")  # no part of a training that has them off
 
 
 def gan_settings(
@@ -153,8 +153,9 @@ class GanTask:
                               reach=profile.reach)
         discriminator = Discriminator(profile.base_channels, attention=attention, gain=profile.discriminator_gain,
                                       fold=profile.fold, cells=profile.cells)
-        self.models = GanModels(generator, discriminator, task)
         self.judge = content_judge(profile, vocab)
+        if profile.seen: discriminator.seen = SeenVerdicts(self.judge)
+        self.models = GanModels(generator, discriminator, task)
         self.modules = {name: m.to(memory_format=torch.channels_last)
                         for name, m in vars(self.models).items() if m is not None}
         self.modules["average"] = copy.deepcopy(generator)
