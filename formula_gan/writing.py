@@ -353,4 +353,4 @@ def write_svg(
     model = generator if isinstance(generator, Generator) else load_generator(generator)
     fine = max(look.scale, min(8.0, FINEST / trained_profile(model).symbol_height))
     rows = write_sized(latex, styles, seed, writer, ink, model, replace(look, scale=fine))
-    return [svg(image, look, height, own, fine / look.scale) for image, height, own in rows]
+    return [svg(image, look, height, own, shrink=fine / look.scale) for image, height, own in rows]
