@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FINE', 'Figure', 'make_figure', 'thinned', 'ink_figure', 'path_polygons', 'layout_outlines', 'print_figure', 'Hand',
-           'draw_hand', 'bend', 'token_boxes', 'draw_figure', 'patches', 'ruling', 'photo_faults', 'stitched_figure',
-           'Picture', 'print_boxes', 'ink_boxes', 'box_list', 'PictureSet', 'FigureSet']
+           'draw_hand', 'bend', 'token_boxes', 'draw_figure', 'fault_unit', 'patches', 'paper_lines', 'ruling',
+           'photo_faults', 'stitched_figure', 'Picture', 'print_boxes', 'ink_boxes', 'box_list', 'PictureSet',
+           'FigureSet']
 
 # %% ../nbs/03b_drawing.ipynb #73602c8a
 import functools, re
@@ -264,6 +265,13 @@ def draw_figure(
             _fill(canvas, [lines[i] for i in np.flatnonzero((figure.symbol == n) & figure.filled)], bits, extra)
     return cv2.resize(canvas, (w, h), interpolation=cv2.INTER_AREA), token_boxes(figure, points, pen)
 
+# %% ../nbs/03b_drawing.ipynb #f3c80a3d
+def fault_unit(
+    height: float,  # px of the median symbol
+) -> float:  # px, 1 at least
+    "What a pixel of a small picture is in a large one: faults are as large as 1 px at symbols of 24 px and less."
+    return max(1.0, height / 24)
+
 # %% ../nbs/03b_drawing.ipynb #185a3e23
 def patches(
     shape: tuple[int, int],
@@ -275,23 +283,36 @@ def patches(
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
 # %% ../nbs/03b_drawing.ipynb #e2a10910
+def paper_lines(
+    shape: tuple[int, int],  # px
+    step: float,  # px between lines
+    first: float,  # px to the first line from the top
+    left: float | None = None,  # px to the first upright line; None: there are none
+    slope: float = 0.0,
+    thickness: int = 1,  # px
+) -> np.ndarray:  # float32 (h, w), lines 1
+    "The lines of ruled or squared paper."
+    import cv2
+    (h, w), lines = shape, np.zeros(shape, "float32")
+    for y in np.arange(first, h, step): cv2.line(lines, (0, int(y)), (w, int(y + slope * w)), 1.0, thickness)
+    if left is None: return lines
+    for x in np.arange(left, w, step): cv2.line(lines, (int(x), 0), (int(x - slope * h), h), 1.0, thickness)
+    return lines
+
+# %% ../nbs/03b_drawing.ipynb #0af06509
 def ruling(
     picture: np.ndarray,  # float32 (h, w), changed in place
     rng: np.random.Generator,
     height: float,  # px of the median symbol
 ):
     "Remains of ruled or squared paper."
-    import cv2
-    h, w = picture.shape
     step, level = height * rng.uniform(0.7, 2.5), float(rng.uniform(30, 140))
-    slope, lines = float(rng.normal(0, 0.02)), np.zeros_like(picture)
-    for y in np.arange(rng.uniform(0, step), h, step): cv2.line(lines, (0, int(y)), (w, int(y + slope * w)), level, 1)
-    if rng.random() < 0.4:
-        for x in np.arange(rng.uniform(0, step), w, step):
-            cv2.line(lines, (int(x), 0), (int(x - slope * h), h), level, 1)
-    np.maximum(picture, lines * patches(picture.shape, rng), out=picture)
+    slope, first = float(rng.normal(0, 0.02)), rng.uniform(0, step)
+    left = rng.uniform(0, step) if rng.random() < 0.4 else None
+    lines = paper_lines(picture.shape, step, first, left, slope, round(fault_unit(height)))
+    np.maximum(picture, level * lines * patches(picture.shape, rng), out=picture)
 
-# %% ../nbs/03b_drawing.ipynb #f3c80a3d
+# %% ../nbs/03b_drawing.ipynb #742fbafb
 def photo_faults(
     image: np.ndarray,  # uint8 (h, w), ink 255
     rng: np.random.Generator,
@@ -300,19 +321,20 @@ def photo_faults(
     "Some of the faults of a cleaned photo, at random."
     import cv2
     picture, (h, w) = image.astype("float32"), image.shape
+    unit = fault_unit(height)
     chance = rng.random(6)
     if chance[0] < 0.15: ruling(picture, rng, height)
     if chance[1] < 0.1:  # what is left of a frame: lines along some sides
         for side in rng.permutation(4)[:rng.integers(1, 5)]:
             near, level, thick = int(rng.integers(0, 3)), float(rng.uniform(80, 255)), int(rng.integers(1, 4))
-            turned = np.rot90(picture, side)
+            turned, (near, thick) = np.rot90(picture, side), (round(unit * near), round(unit * thick))
             turned[near:near + thick] = np.maximum(turned[near:near + thick], level)
     if chance[2] < 0.3:
         for _ in range(rng.integers(1, 6)):
             centre, size = (int(rng.integers(w)), int(rng.integers(h))), int(rng.integers(0, 2))
-            cv2.circle(picture, centre, size, float(rng.uniform(60, 200)), -1)
+            cv2.circle(picture, centre, round(unit * (size + 0.5) - 0.5), float(rng.uniform(60, 200)), -1)
     if chance[3] < 0.3: picture *= 1 - rng.uniform(0, 0.5) * patches((h, w), rng)  # a pen that gives out
-    if chance[4] < 0.5: picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.35, 0.9)))
+    if chance[4] < 0.5: picture = cv2.GaussianBlur(picture, (0, 0), unit * float(rng.uniform(0.35, 0.9)))
     if chance[5] < 0.3: picture += rng.normal(0, rng.uniform(3, 12), (h, w)).astype("float32")
     low, high = rng.uniform(0, 40), rng.uniform(170, 255)
     return np.uint8(np.clip((picture - low) * (255 / (high - low)), 0, 255))

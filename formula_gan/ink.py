@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LARGEST_COORDINATE', 'LARGEST_FILE', 'CROHME_FOLDERS', 'CROHME_ORIGIN', 'DOT', 'LARGEST_SIDE', 'LARGEST_AREA',
-           'InkError', 'Symbol', 'Ink', 'parse_trace', 'read_inkml', 'write_inkml', 'read_crohme', 'writer_key',
-           'evenly_along', 'upright_height', 'stroke_symbol_height', 'rasterize', 'rasterize_many', 'symbol_label',
-           'ink_tokens', 'distort']
+           'InkError', 'Symbol', 'Ink', 'parse_trace', 'read_inkml', 'write_inkml', 'read_crohme', 'read_inks',
+           'writer_key', 'evenly_along', 'upright_height', 'stroke_symbol_height', 'rasterize', 'rasterize_many',
+           'symbol_label', 'ink_tokens', 'distort']
 
 # %% ../nbs/03_ink.ipynb #455a0e02
 import re, zipfile, zlib
@@ -221,52 +221,69 @@ CROHME_FOLDERS = {"train": "TrainINKML", "test": "TestEM2014GT"}
 CROHME_ORIGIN = "CROHME 2014 comes from the data-set page of TC11 (International Association for Pattern Recognition)"
 
 
-def _folder_files(folder: Path, wanted: str):
-    "Yield (name, source, bytes) for each .inkml file under a folder `wanted`, in order; an error instead of bytes."
+def _folder_files(folder: Path, belongs):
+    "Yield (name, source, bytes) for each .inkml file whose folders belong, in order; an error instead of bytes."
     for file in sorted(folder.rglob("*.inkml")):
-        if wanted not in file.absolute().parts: continue
+        if not belongs(file.absolute().parts): continue
         try: data = file.read_bytes()
         except OSError as error: data = error
         yield file.stem, file.absolute().parent.name, data
 
 # %% ../nbs/03_ink.ipynb #d48f8b68
-def _zip_files(path: Path, wanted: str):
+def _zip_files(path: Path, belongs):
     "Yield (name, source, bytes) as `_folder_files` does, from a zip file."
     broken = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError)
     with zipfile.ZipFile(path) as archive:
         for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
             *folders, name = entry.filename.split("/")
-            if not name.endswith(".inkml") or wanted not in folders: continue
+            if not name.endswith(".inkml") or not belongs(folders): continue
             try: data = archive.read(entry) if entry.file_size <= LARGEST_FILE else ValueError("it is too large")
             except broken as error: data = error
             yield name.removesuffix(".inkml"), folders[-1], data
 
 # %% ../nbs/03_ink.ipynb #653e2305
+def _read_files(path: Path, belongs, origin: str, progress: bool) -> tuple[list[Ink], list[tuple[str, str]]]:
+    "The inks of a folder or a zip whose folders belong; the files that cannot be read, with reasons."
+    from tqdm import tqdm
+    if not path.exists(): raise InkError(f"{path}: no such file or folder; {origin}")
+    files = _folder_files(path, belongs) if path.is_dir() else _zip_files(path, belongs)
+    inks, skipped = [], []
+    try:
+        for name, source, data in tqdm(files, "reading ink", disable=not progress, unit=" files"):
+            try:
+                if not isinstance(data, bytes): raise InkError(f"{name}: cannot be read: {data}; get it again")
+                inks.append(read_inkml(data, name, source))
+            except InkError as error: skipped.append((name, str(error)))
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InkError(f"{path}: not a whole zip file ({error}); download it again: {origin}") from None
+    return inks, skipped
+
+# %% ../nbs/03_ink.ipynb #4cc5fa6b
 def read_crohme(
     path: str | Path,  # crohme2014.zip, its unpacked folder, or the folder that holds either
     split: str = "train",  # "train" or "test"
     progress: bool = False,
 ) -> tuple[list[Ink], list[tuple[str, str]]]:  # inks sorted by source and id; the skipped: (id, reason)
     "Read a split of CROHME 2014. Raises `InkError` if nothing can be read; single bad files are skipped and listed."
-    from tqdm import tqdm
     if split not in CROHME_FOLDERS: raise InkError(f"split={split!r}: choose one of {', '.join(CROHME_FOLDERS)}")
     path, wanted = Path(path), CROHME_FOLDERS[split]
     if path.is_dir() and (path / "crohme2014.zip").is_file(): path = path / "crohme2014.zip"
-    if not path.exists(): raise InkError(f"{path}: no such file or folder; {CROHME_ORIGIN}")
-    files = _folder_files(path, wanted) if path.is_dir() else _zip_files(path, wanted)
-    inks, skipped = [], []
-    try:
-        for name, source, data in tqdm(files, f"reading {split} ink", disable=not progress, unit=" files"):
-            try:
-                if not isinstance(data, bytes): raise InkError(f"{name}: cannot be read: {data}; get it again")
-                inks.append(read_inkml(data, name, source))
-            except InkError as error: skipped.append((name, str(error)))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InkError(f"{path}: not a whole zip file ({error}); download it again: {CROHME_ORIGIN}") from None
+    inks, skipped = _read_files(path, lambda folders: wanted in folders, CROHME_ORIGIN, progress)
     if not inks:
         what = f"no readable .inkml file under a folder {wanted} ({len(skipped)} broken)"
         raise InkError(f"{path}: {what}; {CROHME_ORIGIN}")
     return inks, skipped
+
+# %% ../nbs/03_ink.ipynb #5ae69fae
+def read_inks(
+    path: str | Path,  # a folder or a zip
+    progress: bool = False,
+) -> tuple[list[Ink], list[tuple[str, str]]]:  # inks sorted by folder and name; the skipped: (id, reason)
+    "Every InkML file but CROHME 2014's test ink, on which recognisers are scored. `InkError` if nothing can be read."
+    test, origin = CROHME_FOLDERS["test"], "name a folder or a zip of InkML files"
+    inks, skipped = _read_files(Path(path).expanduser(), lambda folders: test not in folders, origin, progress)
+    if inks: return inks, skipped
+    raise InkError(f"{path}: no readable .inkml file ({len(skipped)} broken; {test} is left out); {origin}")
 
 # %% ../nbs/03_ink.ipynb #36b74772
 def writer_key(

@@ -22,9 +22,10 @@ from .sagan import load_generator
 from .results import PROVENANCE, provenance, results_table, write_row
 from .stages import Run, image_sets, loosen_prints, make_run, read_images, stitch_prints
 from .reading import trained_profile
-from .synthesis import handwrite, weights_digest
+from .synthesis import weights_digest
 from .tables import score_columns
 from .task_model import load_recognizer
+from .writing import handwrite
 
 # %% ../nbs/09c_realism.ipynb #d86901ef
 REALISM_IMAGES = 1000  # of each side of KID and classifier

@@ -344,7 +344,7 @@ def written_set(
 ) -> Stage:  # of an ImageSet: one handwritten image for each printed one
     "The synthetic set of a generator."
     from formula_gan.sagan import load_generator
-    from formula_gan.synthesis import handwrite
+    from formula_gan.writing import handwrite
     images = image_sets(run)
     made = isinstance(weights, Stage)
     def build(folder):

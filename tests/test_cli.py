@@ -227,6 +227,31 @@ def test_synthesize(weights, tmp_path, capsys):
         assert word in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+def test_write(weights, tmp_path, capsys):
+    out = tmp_path / "new" / "half.png"
+    words = ["write", r"\frac{1}{2}", "--generator", weights, "--out"]
+    assert cli.main([*words, str(out), "--scale", "3", "--paper", "squared"]) == 0 and Image.open(out).mode == "RGB"
+    assert capsys.readouterr().out.strip() == str(out)
+    assert cli.main([*words, str(tmp_path / "f.svg"), "--styles", "2"]) == 0
+    assert sorted(p.name for p in tmp_path.glob("*.svg")) == ["f-1.svg", "f-2.svg"] and (tmp_path / "f-2.svg").read_text().startswith("<svg")
+    capsys.readouterr()
+    for rest, word in ((["x.jpg"], ".png or .svg"), ([str(tmp_path / "x.svg"), "--faults"], "pixels"), (["x.png", "--writer", "stitched"], "needs ink"), (["x.png", "--ink-colour", "inky"], "no colour")):
+        assert cli.main([*words, *rest]) == 2 and word in capsys.readouterr().err
+    assert cli.main(["write", r"\frac{", "-o", str(tmp_path / "bad.png"), "--generator", weights]) == 2 and not (tmp_path / "bad.png").exists()
+
+
+def test_synthesize_from_ink(weights, tmp_path, capsys):
+    from formula_gan.ink import write_inkml
+    from formula_gan.stitching import demo_inks
+    (tmp_path / "ink").mkdir()
+    (tmp_path / "ink" / "1.inkml").write_bytes(write_inkml(demo_inks(["x + 1"])[0]))
+    (tmp_path / "f.txt").write_text("x + 1\n1 + y\n")
+    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--writer", "stitched", "--ink", str(tmp_path / "ink")]
+    assert cli.main(words) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("1 images") and "skipped line 2" in shown.err and "the ink lacks y" in shown.err
+
+
 @pytest.mark.parametrize("words, kept", [(["synthesize", "f.txt", "out"], True), (["evaluate", "f.txt", "f.txt"], False)])
 def test_an_interruption_says_whether_work_is_kept(tmp_path, monkeypatch, capsys, words, kept):
     def interrupt(*_): raise KeyboardInterrupt

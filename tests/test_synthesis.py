@@ -5,7 +5,7 @@ import torch
 from formula_gan.core import get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, margin
 from formula_gan.sagan import Generator
-from formula_gan.synthesis import handwrite, noise, trim
+from formula_gan.writing import handwrite, noise, trim
 
 PROFILE = get_profile("demo")
 
@@ -66,7 +66,7 @@ def test_shipped_generator_writes_what_was_printed():
 
 
 def test_a_generator_of_loosened_print_is_given_such_print():
-    from formula_gan.synthesis import plan_item, print_items
+    from formula_gan.writing import plan_item, print_items
     straight, loose = get_profile("demo", workers=1), get_profile("demo", workers=1, loose=0.8)
     items = [plan_item([r"\frac{a+b}{c}"], style, 2, 0) for style in range(2)]
     plain, bent, again = (print_items(items, profile)[0] for profile in (straight, loose, loose))

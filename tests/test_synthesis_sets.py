@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from formula_gan import synthesis
+from formula_gan import synthesis, writing
 from formula_gan.core import FormulaGanError
 from formula_gan.sagan import Generator
-from formula_gan.synthesis import FORMATS, SUMMARY_COLUMNS, open_written, plan_item, read_manifest, readback_sheet, score_thresholds, set_gallery, summarize_set, synthesize
+from formula_gan.sets import SUMMARY_COLUMNS, open_written, readback_sheet, score_thresholds, set_gallery, summarize_set
+from formula_gan.synthesis import FORMATS, read_manifest, synthesize
 from formula_gan.task_model import Hypothesis, Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import Vocab, normalize
+from formula_gan.writing import plan_item
 
 FORMULAS = [rf"x_{{{i}}} + \alpha" for i in range(33)]
 BROKEN = ["x^2", r"\frac{1}{", "", r"\alpha + 1", "x\x00", 7]
@@ -292,8 +294,8 @@ def test_the_filter_drops_and_counts(generator, tmp_path, monkeypatch):
 
 def test_a_wide_formula_is_written_as_a_whole(tmp_path, monkeypatch):
     "Every part of a wide image carries the ink of its part of the print; one that would be too large is listed."
-    assert synthesis.LARGEST_AREA == 640_000
-    monkeypatch.setattr(synthesis, "LARGEST_AREA", 80_000)
+    assert writing.LARGEST_AREA == 640_000
+    monkeypatch.setattr(writing, "LARGEST_AREA", 80_000)
     made = synthesize([" + ".join(["x ^ { 2 }"] * n) for n in (24, 100)], tmp_path / "out", device="cpu", progress=False)
     assert made.written == 1 and "more than 80,000" in made.skipped[0][2]
     line, = (line for line in read_manifest(tmp_path / "out") if "skipped" not in line)
