@@ -664,7 +664,8 @@ class SeenVerdicts(nn.Module):
                                                    self.last, (4, 8)):
             border = (0, size * cells.shape[-1] - ink.shape[-1], 0, size * cells.shape[-2] - ink.shape[-2])
             weights = cell_weights(F.pad(ink, border), cells, size, size // 2)
-            judged.append((masked(last(head(maps), c), cells), weights))
+            inner = masked(head[0](maps), cells)  # so that a verdict does not depend on padding
+            judged.append((masked(last(head[1:](inner), c), cells), weights))
         return judged
 
 # %% ../nbs/06_task_model.ipynb #beff8e11

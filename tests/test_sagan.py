@@ -489,11 +489,11 @@ def test_weights_are_by_ink_of_image_or_source():
     x, near = torch.zeros(1, 1, 64, 96), torch.zeros(1, 1, 64, 96)
     x[..., 5, 5], near[..., 40, 90] = 0.2, 1
     weights = lambda *a: [w for _, w in discriminator.verdicts(*a)]
-    assert all((w == 0.25).all() for w in weights(x, c))  # 0.2 is no ink
+    assert all((w == torch.tensor(0.05)).all() for w in weights(x, c))  # 0.2 is no ink
     x[..., 5, 5] = 0.9
     eight, sixteen = weights(x, c)
     assert eight.shape == (1, 1, 8, 12) and sixteen.shape == (1, 1, 4, 6)
-    wanted = torch.full((8, 12), 0.25)
+    wanted = torch.full((8, 12), 0.05)
     wanted[:2, :2] = 1  # the next cells begin within 4 px
     assert torch.equal(eight[0, 0], wanted)
     both = weights(x, c, None, near)
@@ -516,7 +516,18 @@ def test_cell_weights_cell_by_cell(size, reach):
                 rows = slice(max(0, i * size - reach), (i + 1) * size + reach)
                 columns = slice(max(0, j * size - reach), (j + 1) * size + reach)
                 around = ink[b, 0, rows, columns]
-                assert weights[b, 0, i, j] == (1 if around.any() else 0.25)
+                assert weights[b, 0, i, j] == (1 if around.any() else torch.tensor(0.05))
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_a_generator_writes_near_its_source_only(reach):
+    torch.manual_seed(0)
+    generator, x = Generator(4, reach=reach).eval(), torch.zeros(1, 1, 32, 48)
+    x[..., 10:12, 20] = 1
+    with torch.no_grad(): y = generator(x, torch.randn(1, 120), torch.tensor([1]), torch.ones_like(x))
+    assert (y[..., 10 - reach:12 + reach, 20 - reach:21 + reach] > 0).all()
+    y[..., 10 - reach:12 + reach, 20 - reach:21 + reach] = 0
+    assert not y.any()
 
 
 def test_cell_losses_are_weighted_means():

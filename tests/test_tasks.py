@@ -245,12 +245,32 @@ def test_the_judge_is_frozen_and_asked_only_with_a_lambda(figures, judge_file):
     assert judged(figures, judge_file, lambda_=0.0).judge is None
 
 
+def test_the_discriminator_sees_through_the_frozen_judge(figures, judge_file, tmp_path):
+    task = judged(figures, judge_file, warmup_iterations=0, gan_iterations=2, seen=True)
+    player, source = task.models.discriminator, task.source[0]
+    own, seen = player.verdicts(source.x, source.domain, source.mask)[:2], player.verdicts(source.x, source.domain, source.mask)[2:]
+    assert len(seen) == 2 and all(logits.isfinite().all() and logits.shape == weights.shape for logits, weights in own + seen)
+    wide = torch.nn.functional.pad(source.x, (0, 40, 0, 24)), torch.nn.functional.pad(source.mask, (0, 40, 0, 24))
+    player.eval()
+    plain = player.verdicts(source.x, source.domain, source.mask)[2:]
+    for (logits, weights), (padded, more) in zip(plain, player.verdicts(wide[0], source.domain, wide[1])[2:]):
+        h, w = logits.shape[2:]
+        inner = weights > 0
+        torch.testing.assert_close(padded[..., :h, :w][inner], logits[inner], atol=1e-3, rtol=1e-3)
+        assert not more[..., h:, :].any() and not more[..., w:].any()
+    before = {k: v.clone() for k, v in task.judge.state_dict().items()}
+    assert Trainer(task, tmp_path, progress=False).run()
+    assert all(torch.equal(v, before[k]) for k, v in task.judge.state_dict().items())
+    assert not any("encoder" in name for name in player.state_dict()) and any(name.startswith("seen.") for name in player.state_dict())
+    assert not any(p.requires_grad for p in task.judge.parameters())
+
+
 def trainer_accelerator():
     from accelerate import Accelerator
     return Accelerator(cpu=True)
 
 
-@pytest.mark.parametrize("field, value", [("fold", 2), ("cells", True), ("judge", "ink"), ("loose", 0.6)])
+@pytest.mark.parametrize("field, value", [("fold", 2), ("reach", 12), ("cells", True), ("seen", True), ("judge", "ink"), ("loose", 0.6)])
 def test_what_is_not_the_papers_is_off_in_paper_and_named_where_on(field, value):
     paper = get_profile("paper")
     assert field not in gan_settings(paper)
