@@ -6,7 +6,7 @@
 __all__ = ['SIZINGS', 'PROFILES', 'DATA_FILES', 'FormulaGanError', 'Profile', 'cast_value', 'get_profile', 'repository_root',
            'artifacts_dir', 'cache_dir', 'data_file', 'atomic_path', 'save_weights', 'weights_file', 'load_weights',
            'stage_folder', 'finish_stage', 'stage_facts', 'seed_everything', 'derive_seed', 'pick_device',
-           'mixed_precision', 'busy_cores', 'use_free_cores', 'to_image', 'tile', 'show_images']
+           'mixed_precision', 'free_names', 'busy_cores', 'use_free_cores', 'to_image', 'tile', 'show_images']
 
 # %% ../nbs/00_core.ipynb #09285743
 import contextlib, dataclasses, hashlib, json, math, os, random, tempfile, time
@@ -329,6 +329,14 @@ def mixed_precision(
     if kind == "cpu": able = torch.cpu._is_avx512_bf16_supported()
     if kind == "cuda": able = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(kind, torch.bfloat16, enabled=profile.precision == "bf16" and able)
+
+# %% ../nbs/00_core.ipynb #64dcea70
+def free_names(
+    columns: dict,  # of the user, by name
+    taken,  # names that have a meaning already
+) -> dict:
+    "The columns, with `input_` before the names that are taken."
+    return {f"input_{name}" if name in taken else name: value for name, value in columns.items()}
 
 # %% ../nbs/00_core.ipynb #3ea1a450
 def busy_cores(

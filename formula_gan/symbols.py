@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'LARGE_OPERATORS', 'INTEGRALS', 'LIMIT_FUNCTIONS', 'FUNCTIONS', 'TAKES_LIMITS', 'DELIMITERS', 'OPERATORS',
-           'RELATIONS', 'ARROWS', 'AFTER_CDOTS', 'CHARACTERS', 'SYMBOLS', 'SYNONYMS', 'UNICODE', 'RAISED', 'LEAVES',
-           'DROPPED', 'DROPPED_ARGUMENTS', 'SIZED', 'ALPHABETS', 'UPPER', 'LOWER', 'STYLED', 'PLAIN_FONTS', 'WEIGHTS',
-           'FONT_SWITCHES', 'TEXT', 'ARGUMENTS', 'OPTIONAL', 'RENAMED', 'INFIX', 'TRANSPARENT', 'ENVIRONMENTS',
-           'CROHME_SYMBOLS', 'PAD', 'START', 'END', 'UnknownSymbolError', 'Vocab']
+           'RELATIONS', 'ARROWS', 'AFTER_CDOTS', 'CHARACTERS', 'SYMBOLS', 'SYNONYMS', 'UNICODE', 'LEAVES', 'DROPPED',
+           'DROPPED_ARGUMENTS', 'SIZED', 'ALPHABETS', 'UPPER', 'LOWER', 'STYLED', 'PLAIN_FONTS', 'WEIGHTS',
+           'FONT_SWITCHES', 'TEXT', 'ACCENTS', 'STYLES', 'RAISED', 'COMPOSED', 'RESERVED', 'EXTENSIBLE', 'ARGUMENTS',
+           'OPTIONAL', 'RENAMED', 'INFIX', 'TRANSPARENT', 'ENVIRONMENTS', 'CROHME_SYMBOLS', 'PAD', 'START', 'END',
+           'accent', 'spell', 'UnknownSymbolError', 'Vocab']
 
 # %% ../nbs/00a_symbols.ipynb #31a2fe95
+import functools, unicodedata
 from collections import Counter
 from typing import Iterable
 
@@ -95,7 +97,8 @@ SYNONYMS = dict(pair.split("=", 1) for pair in r"""\le=\leq \ge=\geq \ne=\neq \l
 \omicron=o \slash=/ \dag=\dagger \ddag=\ddagger \Alpha=A \Beta=B \Epsilon=E \Zeta=Z \Eta=H \Iota=I \Kappa=K
 \Mu=M \Nu=N \Omicron=O \Rho=P \Tau=T \Chi=X \bot=\perp \bigtriangleup=\triangle \intop=\int `=\backprime
 \mathfrak{I}=\Im \mathfrak{R}=\Re \varGamma=\Gamma \varDelta=\Delta \varTheta=\Theta \varLambda=\Lambda
-\varXi=\Xi \varPi=\Pi \varSigma=\Sigma \varUpsilon=\Upsilon \varPhi=\Phi \varPsi=\Psi \varOmega=\Omega""".split())
+\varXi=\Xi \varPi=\Pi \varSigma=\Sigma \varUpsilon=\Upsilon \varPhi=\Phi \varPsi=\Psi \varOmega=\Omega
+\longleftrightarrows=\leftrightarrows \longrightleftharpoons=\rightleftharpoons \MTThinColon=:""".split())
 
 # %% ../nbs/00a_symbols.ipynb #7b4ebd09
 SYNONYMS |= dict(pair.split("=", 1) for pair in r"""\alef=\aleph \alefsym=\aleph \and=\wedge \ang=\angle
@@ -109,22 +112,55 @@ SYNONYMS |= dict(pair.split("=", 1) for pair in r"""\alef=\aleph \alefsym=\aleph
 \Rarr=\Rightarrow \real=\Re \sdot=\cdot \spades=\spadesuit \sub=\subset \sube=\subseteq \supe=\supseteq
 \thetasym=\vartheta \uarr=\uparrow \uArr=\Uparrow \Uarr=\Uparrow \weierp=\wp $=\$""".split())
 
-# %% ../nbs/00a_symbols.ipynb #0b6ff572
-UNICODE = {
-    "−": "-", "–": "-", "·": r"\cdot", "∙": r"\cdot", "×": r"\times", "÷": r"\div", "±": r"\pm", "∓": r"\mp",
-    "≤": r"\leq", "≥": r"\geq", "≠": r"\neq", "≈": r"\approx", "≡": r"\equiv", "∞": r"\infty", "→": r"\rightarrow",
-    "←": r"\leftarrow", "↔": r"\leftrightarrow", "⇒": r"\Rightarrow", "⇐": r"\Leftarrow", "⇔": r"\Leftrightarrow",
-    "∈": r"\in", "∉": r"\notin", "∑": r"\sum", "∏": r"\prod", "∫": r"\int", "∂": r"\partial", "∇": r"\nabla",
-    "∀": r"\forall", "∃": r"\exists", "∅": r"\emptyset", "∪": r"\cup", "∩": r"\cap", "⊂": r"\subset",
-    "⊆": r"\subseteq", "∧": r"\wedge", "∨": r"\vee", "¬": r"\neg", "∼": r"\sim", "∝": r"\propto", "⟨": r"\langle",
-    "⟩": r"\rangle", "…": r"\ldots", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta",
-    "ε": r"\varepsilon", "ζ": r"\zeta", "η": r"\eta", "θ": r"\theta", "ι": r"\iota", "κ": r"\kappa", "λ": r"\lambda",
-    "μ": r"\mu", "ν": r"\nu", "ξ": r"\xi", "π": r"\pi", "ρ": r"\rho", "σ": r"\sigma", "τ": r"\tau", "υ": r"\upsilon",
-    "φ": r"\varphi", "χ": r"\chi", "ψ": r"\psi", "ω": r"\omega", "Γ": r"\Gamma", "Δ": r"\Delta", "Θ": r"\Theta",
-    "Λ": r"\Lambda", "Ξ": r"\Xi", "Π": r"\Pi", "Σ": r"\Sigma", "Φ": r"\Phi", "Ψ": r"\Psi", "Ω": r"\Omega",
-}
-RAISED = {"'": [r"\prime"], "′": [r"\prime"], "″": [r"\prime"] * 2, "°": [r"\circ"], "¹": ["1"], "²": ["2"], "³": ["3"]}
-LEAVES = {sign: sign for sign in SYMBOLS} | SYNONYMS | UNICODE
+# %% ../nbs/00a_symbols.ipynb #8ecc8188
+UNICODE = {pair[0]: pair[1:] for pair in r"""¥\yen ¬\neg ®\circledR ±\pm ·\cdot ×\times ð\eth ÷\div ı\imath ȷ\jmath ΑA ΒB Γ\Gamma Δ\Delta ΕE ΖZ ΗH Θ\Theta ΙI ΚK
+Λ\Lambda ΜM ΝN Ξ\Xi ΟO Π\Pi ΡP Σ\Sigma ΤT Υ\Upsilon Φ\Phi ΧX Ψ\Psi Ω\Omega α\alpha β\beta γ\gamma δ\delta ε\varepsilon
+ζ\zeta η\eta θ\theta ι\iota κ\kappa λ\lambda μ\mu ν\nu ξ\xi οo π\pi ρ\rho ς\varsigma σ\sigma τ\tau υ\upsilon φ\varphi
+χ\chi ψ\psi ω\omega ϑ\vartheta ϕ\phi ϖ\varpi Ϝ\digamma ϝ\digamma ϰ\varkappa ϱ\varrho ϵ\epsilon ‐- ‑- ‒- –- —- ‖\|
+†\dagger ‡\ddagger •\bullet …\ldots ‵\backprime ⁄/ ℎh ℏ\hbar ℑ\Im ℓ\ell ℘\wp ℜ\Re ℧\mho Ⅎ\Finv ℵ\aleph ℶ\beth ℷ\gimel
+ℸ\daleth ⅁\Game""".split()}
+
+# %% ../nbs/00a_symbols.ipynb #0b1b5b26
+UNICODE |= {pair[0]: pair[1:] for pair in r"""←\leftarrow ↑\uparrow →\rightarrow ↓\downarrow ↔\leftrightarrow ↕\updownarrow ↖\nwarrow ↗\nearrow ↘\searrow ↙\swarrow
+↚\nleftarrow ↛\nrightarrow ↞\twoheadleftarrow ↠\twoheadrightarrow ↢\leftarrowtail ↣\rightarrowtail ↦\mapsto
+↩\hookleftarrow ↪\hookrightarrow ↫\looparrowleft ↬\looparrowright ↭\leftrightsquigarrow ↮\nleftrightarrow ↰\Lsh ↱\Rsh
+↶\curvearrowleft ↷\curvearrowright ↺\circlearrowleft ↻\circlearrowright ↼\leftharpoonup ↽\leftharpoondown
+↾\upharpoonright ↿\upharpoonleft ⇀\rightharpoonup ⇁\rightharpoondown ⇂\downharpoonright ⇃\downharpoonleft
+⇄\rightleftarrows ⇆\leftrightarrows ⇇\leftleftarrows ⇈\upuparrows ⇉\rightrightarrows ⇊\downdownarrows
+⇋\leftrightharpoons ⇌\rightleftharpoons ⇍\nLeftarrow ⇎\nLeftrightarrow ⇏\nRightarrow ⇐\Leftarrow ⇑\Uparrow
+⇒\Rightarrow ⇓\Downarrow ⇔\Leftrightarrow ⇕\Updownarrow ⇚\Lleftarrow ⇛\Rrightarrow ⇝\rightsquigarrow ⇠\dashleftarrow
+⇢\dashrightarrow ∀\forall ∁\complement ∂\partial ∃\exists ∄\nexists ∅\emptyset ∆\Delta ∇\nabla ∈\in ∉\notin ∊\in ∋\ni
+∍\ni ∎\blacksquare ∏\prod ∐\coprod ∑\sum −- ∓\mp ∔\dotplus ∕/ ∖\backslash ∗* ∘\circ ∙\cdot √\surd ∝\propto ∞\infty
+∠\angle ∡\measuredangle ∢\sphericalangle ∣| ∤\nmid ∥\| ∦\nparallel ∧\wedge ∨\vee ∩\cap ∪\cup ∫\int ∬\iint ∭\iiint
+∮\oint ∴\therefore ∵\because ∶: ∼\sim ∽\backsim ≀\wr ≁\nsim ≂\eqsim ≃\simeq ≅\cong ≇\ncong ≈\approx ≊\approxeq ≍\asymp
+≎\Bumpeq ≏\bumpeq ≐\doteq ≑\doteqdot ≒\fallingdotseq ≓\risingdotseq ≖\eqcirc ≗\circeq ≜\triangleq ≠\neq ≡\equiv ≤\leq
+≥\geq ≦\leqq ≧\geqq ≨\lneqq ≩\gneqq ≪\ll ≫\gg ≬\between ≮\nless ≯\ngtr ≰\nleq ≱\ngeq ≲\lesssim ≳\gtrsim ≶\lessgtr
+≷\gtrless ≺\prec ≻\succ ≼\preccurlyeq ≽\succcurlyeq ≾\precsim ≿\succsim""".split()}
+
+# %% ../nbs/00a_symbols.ipynb #c31fc25e
+UNICODE |= {pair[0]: pair[1:] for pair in r"""⊀\nprec ⊁\nsucc ⊂\subset ⊃\supset ⊆\subseteq ⊇\supseteq ⊈\nsubseteq ⊉\nsupseteq ⊊\subsetneq ⊋\supsetneq ⊎\uplus
+⊏\sqsubset ⊐\sqsupset ⊑\sqsubseteq ⊒\sqsupseteq ⊓\sqcap ⊔\sqcup ⊕\oplus ⊖\ominus ⊗\otimes ⊘\oslash ⊙\odot
+⊚\circledcirc ⊛\circledast ⊝\circleddash ⊞\boxplus ⊟\boxminus ⊠\boxtimes ⊡\boxdot ⊢\vdash ⊣\dashv ⊤\top ⊥\perp
+⊨\models ⊩\Vdash ⊪\Vvdash ⊬\nvdash ⊭\nvDash ⊮\nVdash ⊯\nVDash ⊲\vartriangleleft ⊳\vartriangleright ⊴\trianglelefteq
+⊵\trianglerighteq ⊸\multimap ⊺\intercal ⊻\veebar ⊼\barwedge ⋀\bigwedge ⋁\bigvee ⋂\bigcap ⋃\bigcup ⋄\diamond ⋅\cdot
+⋆\star ⋇\divideontimes ⋈\bowtie ⋉\ltimes ⋊\rtimes ⋋\leftthreetimes ⋌\rightthreetimes ⋍\backsimeq ⋎\curlyvee
+⋏\curlywedge ⋐\Subset ⋑\Supset ⋒\Cap ⋓\Cup ⋔\pitchfork ⋖\lessdot ⋗\gtrdot ⋘\lll ⋙\ggg ⋚\lesseqgtr ⋛\gtreqless
+⋞\curlyeqprec ⋟\curlyeqsucc ⋠\npreceq ⋡\nsucceq ⋦\lnsim ⋧\gnsim ⋨\precnsim ⋩\succnsim ⋪\ntriangleleft ⋫\ntriangleright
+⋬\ntrianglelefteq ⋭\ntrianglerighteq ⋮\vdots ⋯\cdots ⋱\ddots ⌅\barwedge ⌆\doublebarwedge ⌈\lceil ⌉\rceil ⌊\lfloor
+⌋\rfloor ⌜\ulcorner ⌝\urcorner ⌞\llcorner ⌟\lrcorner ⌢\frown ⌣\smile ⎰\lmoustache ⎱\rmoustache Ⓢ\circledS ╱\diagup
+╲\diagdown ■\blacksquare □\square ▪\blacksquare ▲\blacktriangle △\triangle ▴\blacktriangle ▵\triangle
+▶\blacktriangleright ▸\blacktriangleright ▹\triangleright ▼\blacktriangledown ▽\triangledown ▾\blacktriangledown
+▿\triangledown ◀\blacktriangleleft ◂\blacktriangleleft ◃\triangleleft ◊\Diamond ○\bigcirc ◦\circ ◯\bigcirc ◻\square
+◼\blacksquare ★\bigstar ♠\spadesuit ♡\heartsuit ♢\diamondsuit ♣\clubsuit ♥\heartsuit ♦\diamondsuit ♭\flat ♮\natural
+♯\sharp ✓\checkmark ✔\checkmark ✠\maltese ❘| ⟂\perp ⟨\langle ⟩\rangle ⟮\lgroup ⟯\rgroup ⟵\longleftarrow
+⟶\longrightarrow ⟷\longleftrightarrow ⟸\Longleftarrow ⟹\Longrightarrow ⟺\Longleftrightarrow ⟼\longmapsto
+⧫\blacklozenge ⨀\bigodot ⨁\bigoplus ⨂\bigotimes ⨄\biguplus ⨆\bigsqcup ⨌\iiiint ⨯\times ⨿\amalg ⩞\doublebarwedge
+⩽\leqslant ⩾\geqslant ⪅\lessapprox ⪆\gtrapprox ⪇\lneq ⪈\gneq ⪉\lnapprox ⪊\gnapprox ⪋\lesseqqgtr ⪌\gtreqqless
+⪕\eqslantless ⪖\eqslantgtr ⪯\preceq ⪰\succeq ⪵\precneqq ⪶\succneqq ⪷\precapprox ⪸\succapprox ⪹\precnapprox
+⪺\succnapprox ⫅\subseteqq ⫆\supseteqq ⫋\subsetneqq ⫌\supsetneqq 〈\langle 〉\rangle 𝟊\digamma 𝟋\digamma""".split()}
+
+# %% ../nbs/00a_symbols.ipynb #1ce286a4
+LEAVES = {sign: sign for sign in SYMBOLS} | SYNONYMS
 
 # %% ../nbs/00a_symbols.ipynb #680ccf4c
 DROPPED = frozenset(r"""~ \, \: \; \! \> \/ \- \quad \qquad \enspace \enskip \thinspace \medspace
@@ -160,16 +196,75 @@ FONT_SWITCHES = {
 TEXT = frozenset(r"""\text \mbox \hbox \textrm \textbf \textit \textsf \texttt \textnormal \textup \textsc
 \textsl \textmd \emph""".split())
 
+# %% ../nbs/00a_symbols.ipynb #ee2abeeb
+ACCENTS = {
+    "\u0300": r"\grave", "\u0301": r"\acute", "\u0302": r"\hat", "\u0303": r"\tilde", "\u0304": r"\bar",
+    "\u0305": r"\overline", "\u0306": r"\breve", "\u0307": r"\dot", "\u0308": r"\ddot", "\u030a": r"\mathring",
+    "\u030c": r"\check", "\u0332": r"\underline", "\u0338": r"\not", "\u20d7": r"\vec",
+}
+STYLES = {
+    "DOUBLE-STRUCK": r"\mathbb", "SCRIPT": r"\mathcal", "FRAKTUR": r"\mathfrak", "BLACK-LETTER": r"\mathfrak",
+    "BOLD": r"\boldsymbol", "SANS-SERIF": r"\mathsf", "MONOSPACE": r"\mathtt",
+}
+RAISED = {"°": r"\circ ", "’": r"\prime ", "′": r"\prime ", "″": r"\prime " * 2, "‴": r"\prime " * 3, "⁗": r"\prime " * 4}
+COMPOSED = {"≔": r"\mathrel{:=}", "≕": r"\mathrel{=:}"}
+RESERVED = {sign: "\\" + sign for sign in "#$%&_{}"} | dict.fromkeys("\\^~ ", "")
+
+# %% ../nbs/00a_symbols.ipynb #64c5e96c
+def accent(
+    base: str,  # LaTeX
+    mark: str,  # the character above, below or across it
+) -> str:  # LaTeX, empty where there is none
+    "An accented letter, or a struck-out sign."
+    command = ACCENTS.get(mark)
+    if not base or not command: return ""
+    return rf"\not {base}" if command == r"\not" else f"{command}{{{base}}}"
+
+
+def _styled(char: str, plain: str) -> str:
+    "A letter with the style that its name says, if it has that."
+    name = unicodedata.name(char)
+    style = next((command for word, command in STYLES.items() if word in name), "")
+    return f"{style}{{{plain}}}" if style and plain in STYLED.get(style, plain) else plain
+
+# %% ../nbs/00a_symbols.ipynb #7e0d07f8
+@functools.lru_cache(maxsize=4096)
+def spell(
+    char: str,
+) -> tuple[str, str]:  # "^" if it is raised, "_" if it is lowered, else ""; LaTeX, empty where there is none
+    "A character in LaTeX: what `UNICODE` says, or what it is made of."
+    if char.isascii(): return "", RESERVED.get(char, char)
+    if char in UNICODE: return "", UNICODE[char] + (" " if UNICODE[char][1:] else "")
+    if char in COMPOSED: return "", COMPOSED[char]
+    if char in RAISED: return "^", RAISED[char]
+    codes = unicodedata.decomposition(char).split()
+    kind = codes.pop(0) if codes and codes[0][0] == "<" else ""
+    parts = [chr(int(code, 16)) for code in codes]
+    if not kind and len(parts) == 2: return "", accent(spell(parts[0])[1], parts[1])
+    spelled = [f"{mark}{{{latex}}}" if mark and latex else latex for mark, latex in map(spell, parts)]
+    plain = "".join(spelled) if all(spelled) else ""
+    if kind == "<fraction>":
+        above, _, below = plain.partition("/")
+        return "", rf"{{\frac{{{above}}}{{{below}}}}}" if below else ""
+    if kind == "<font>": return "", _styled(char, plain)
+    if kind in ("<super>", "<sub>"): return "^" if kind == "<super>" else "_", plain
+    return "", plain if kind in ("", "<compat>", "<wide>", "<narrow>") else ""
+
 # %% ../nbs/00a_symbols.ipynb #30c12c8c
+EXTENSIBLE = frozenset(r"""\xrightarrow \xleftarrow \xleftrightarrow \xRightarrow \xLeftarrow \xLeftrightarrow
+\xmapsto \xhookrightarrow \xhookleftarrow \xrightharpoonup \xrightharpoondown \xleftharpoonup
+\xleftharpoondown \xrightleftharpoons \xleftrightharpoons \xtwoheadrightarrow \xtwoheadleftarrow
+\xlongequal \xtofrom""".split())
 ARGUMENTS = {
     **dict.fromkeys(r"""\hat \widehat \bar \overline \underline \tilde \widetilde \vec \dot \ddot \dddot
 \ddddot \acute \grave \check \breve \mathring \overbrace \underbrace \overparen \underparen \overrightarrow
-\overleftarrow \overleftrightarrow \underrightarrow \underleftarrow \underleftrightarrow \sqrt \xrightarrow
-\xleftarrow \boxed \cancel \bcancel \xcancel""".split(), 1),
+\overleftarrow \overleftrightarrow \underrightarrow \underleftarrow \underleftrightarrow \sqrt
+\boxed \cancel \bcancel \xcancel""".split(), 1),
+    **dict.fromkeys(EXTENSIBLE, 1),
     **dict.fromkeys(r"\frac \binom \overset \underset".split(), 2),
     r"\sideset": 3,
 }
-OPTIONAL = frozenset(r"\sqrt \xrightarrow \xleftarrow".split())
+OPTIONAL = EXTENSIBLE | {r"\sqrt"}
 RENAMED = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
     r"\stackrel": r"\overset", r"\stackbin": r"\overset", r"\fbox": r"\boxed",

@@ -190,6 +190,18 @@ def test_read_formulas(tmp_path, name, text, formulas):
     assert cli.read_formulas(str(tmp_path / name)) == formulas
 
 
+def test_lines_are_those_of_the_file(tmp_path):
+    "A lone carriage return ends no line; a quoted field may fill several; the other columns are kept."
+    for name, text, entries in (
+            ("a.txt", "a\r+ b\nc\r\nd", [(1, "a + b", {}), (2, "c", {}), (3, "d", {})]),
+            ("a.csv", 'id,latex\n7,x\r+1\n8,"y\n+ 1"\n\n9,z\n', [(2, "x +1", {"id": "7"}), (3, "y\n+ 1", {"id": "8"}), (6, "z", {"id": "9"})]),
+            ("a.jsonl", '{"id": 7, "latex": "x", "p": NaN}\n\n"y"\n', [(1, "x", {"id": 7, "p": "NaN"}), (2, "", {}), (3, "y", {})])):
+        (tmp_path / name).write_bytes(text.encode())
+        assert cli.numbered_formulas(str(tmp_path / name)) == entries
+    (tmp_path / "b.csv").write_text("latex\nx\n\"y\n")
+    with pytest.raises(FormulaGanError, match="line 3 is not CSV"): cli.read_formulas(str(tmp_path / "b.csv"))
+
+
 def test_a_comma_without_quotes_is_told(tmp_path):
     (tmp_path / "a.csv").write_text("id,latex\n1,x\n2,f(x,y)\n")
     with pytest.raises(FormulaGanError, match="row 2.*double quotes"): cli.read_formulas(str(tmp_path / "a.csv"))
@@ -199,6 +211,47 @@ def test_render_takes_a_column(tmp_path):
     (tmp_path / "a.csv").write_text("id,tex\n1,x\n2,$y$\n")
     assert cli.main(["render", "--file", str(tmp_path / "a.csv"), "--column", "tex", "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
     assert [line.split("\t")[1] for line in (tmp_path / "out" / "labels.tsv").read_text().splitlines()] == ["latex", "x", "$y$"]
+
+
+ACCEPTED = [r"\ce{H2O -> H2 + 1/2O2}", r"a \coloneqq b", "α + β ≤ γ ⋅ ∑ x²", r"\newcommand{\R}{\mathbb R}\R^n", r"\mathbb{1}", "x\u200b\u00a0+\ufeff1", "½ x⁻¹", r"x\tag{1}"]
+REFUSED = ["x中", r"\rule{2em}{2pt}", r"\foo", r"\unicode{x4e2d}", "x\ue000"]
+
+
+def test_render_previews_what_synthesize_writes(weights, tmp_path, capsys):
+    "Both take the same formulas, and refuse the others with the same words."
+    (tmp_path / "f.txt").write_text("\n".join(ACCEPTED + REFUSED) + "\n", encoding="utf-8")
+    assert cli.main(["render", "--file", str(tmp_path / "f.txt"), "--out", str(tmp_path / "printed"), "--workers", "1"]) == 1
+    printed = capsys.readouterr()
+    assert cli.main(["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "written"), "--generator", weights]) == 1
+    written = capsys.readouterr()
+    assert printed.out.startswith("8 images") and written.out.startswith("8 images")
+    for shown in (printed.err, written.err):
+        assert "the typesetter lacks the character 中 (U+4E2D)" in shown and "the character U+E000" in shown and r"\rule draws a bar" in shown
+        assert shown.count(r"note: \tag") == 1 and "first in line 8" in shown
+    reasons = [line.split("\t") for line in (tmp_path / "printed" / "skipped.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    manifest = [json.loads(line) for line in (tmp_path / "written" / "manifest" / "shard-00000.jsonl").read_text().splitlines()]
+    assert [(int(line), why) for line, _, why in reasons] == [(line["line"], line["skipped"]) for line in manifest if "skipped" in line]
+    for latex in REFUSED:
+        assert cli.main(["render", latex, "--out", str(tmp_path / "one.png")]) == 2
+
+
+def test_ids_lines_and_sizes_are_kept(weights, tmp_path, capsys):
+    (tmp_path / "f.csv").write_text('id,size,tex\na7,big,x^2\nb8,small,"y\n+1"\nc9,,\\foo\nd0,,z\n')
+    words = [str(tmp_path / "f.csv"), "--column", "tex"]
+    assert cli.main(["synthesize", *words, str(tmp_path / "set"), "--generator", weights, "--format", "imagefolder"]) == 1
+    assert "skipped line 5" in capsys.readouterr().err
+    manifest = [json.loads(line) for line in (tmp_path / "set" / "manifest" / "shard-00000.jsonl").read_text().splitlines()]
+    assert [(line["number"], line["line"], line["id"], line["input_size"]) for line in manifest] == [(0, 2, "a7", "big"), (1, 3, "b8", "small"), (2, 5, "c9", ""), (3, 6, "d0", "")]
+    labels = [json.loads(line) for line in (tmp_path / "set" / "train" / "shard-00000" / "metadata.jsonl").read_text().splitlines()]
+    assert [label["id"] for label in labels] == ["a7", "b8", "d0"] and "`line`" in (tmp_path / "set" / "README.md").read_text()
+    for label in labels: assert Image.open(tmp_path / "set" / label["file"]).size == (label["width"], label["height"])
+    (tmp_path / "f.csv").write_text((tmp_path / "f.csv").read_text().replace("a7", "a8"))
+    assert cli.main(["synthesize", *words, str(tmp_path / "set"), "--generator", weights, "--format", "imagefolder"]) == 2 and "sources" in capsys.readouterr().err
+    assert cli.main(["render", *words[1:], "--file", words[0], "--out", str(tmp_path / "images"), "--workers", "1"]) == 1
+    head, *table = [line.split("\t") for line in (tmp_path / "images" / "labels.tsv").read_text().splitlines()]
+    rows = [dict(zip(head, row)) for row in table]
+    assert [(row["file"], row["line"], row["id"], row["input_size"]) for row in rows] == [("000002.png", "2", "a8", "big"), ("000003.png", "3", "b8", "small"), ("000006.png", "6", "d0", "")]
+    for row in rows: assert Image.open(tmp_path / "images" / row["file"]).size == (int(row["width"]), int(row["height"]))
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_glyphs_and_rules_account_for_all_ink(latex):
 @pytest.mark.parametrize("latex", FORMULAS)
 def test_flattened_outlines_draw_what_the_typesetter_drew(latex):
     if "array" in latex or "boxed" in latex: pytest.skip("the width of these lines is in the typesetter's style sheet")
-    em, svg, layout = 50, rendering._ask_engine(latex, "", 0.0, True), typeset(latex)
+    em, svg, layout = 50, rendering._ask_engine("typeset", latex, "", 0.0, True), typeset(latex)
     original = svg[svg.index("<g"):svg.rindex("</svg>")].replace("currentColor", "#000").replace('"blue"', '"none"')
     ours = draw(layout, em, 4)
     theirs = draw_svg(f'<g transform="translate({4 - layout.left * em} {4 - layout.top * em}) scale({em / 1000})">{original}</g>', *ours.shape[::-1])
@@ -142,6 +142,19 @@ def test_bytes_do_not_depend_on_history_or_process():
 def test_layouts_are_small_and_picklable():
     layout = typeset(FORMULAS[0])
     assert pickle.loads(pickle.dumps(layout)) == layout and len(pickle.dumps(layout)) < 6000
+
+
+# --- what is drawn besides symbols
+
+def test_a_rule_is_drawn_and_a_strut_is_not():
+    bar = typeset(r"\rule{2em}{.5em}")
+    assert not bar.glyphs and [(r.width, r.height) for r in bar.rules] == [(2, 0.5)] and (bar.width, bar.height) == (2, 0.5)
+    assert typeset(r"x\rule[.2em]{0pt}{2em}").height == typeset("x").height and not typeset(r"\colorbox{red}{x}").rules
+
+
+def test_unicode_is_drawn_as_its_latex():
+    for signs, latex in (("α + β ≤ γ ⋅ ∑ x²", r"\alpha + \beta \leq \gamma \cdot \sum x^2"), ("\ufeffx\u200b+\u00a0y\x0c", "x + y"), (r"\text{10 m²}", r"\text{10 m$^2$}")):
+        assert typeset(signs) == typeset(latex)
 
 
 # --- errors
