@@ -330,7 +330,7 @@ def write_command(
     out = Path(arguments.out)
     if out.suffix not in (".png", ".svg"): raise FormulaGanError(f"{out}: handwriting is written as .png or .svg")
     check_place(out)
-    tell_comments([("the formula", arguments.latex)])
+    tell_left_out([("the formula", arguments.latex)])
     from formula_gan.writing import write, write_svg
     names = ("styles", "seed", "writer", "ink", "generator", *LOOKS)
     made = (write_svg if out.suffix == ".svg" else write)(
