@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'LARGEST_IMAGE', 'WORKING_AREA', 'PICTURES', 'check_size', 'open_image', 'array_image', 'to_gray',
-           'on_paper', 'has_light_ink', 'reduced', 'paper_level', 'shadow_tips', 'find_ink', 'drop_frame',
-           'drop_specks', 'pen_width', 'thicken', 'prepare_image', 'resized_ink', 'tar_members', 'folder_members',
-           'bare_name', 'parse_captions', 'caption_key', 'TestSet', 'picture_profile', 'read_member',
-           'manifest_captions', 'member_captions', 'read_test_set']
+           'on_paper', 'has_light_ink', 'reduced', 'paper_level', 'shadow_tips', 'dark_runs', 'dark_margin',
+           'without_margin', 'find_ink', 'drop_frame', 'long_bars', 'ends', 'drop_rules', 'drop_specks', 'pen_width',
+           'thicken', 'prepare_image', 'resized_ink', 'tar_members', 'folder_members', 'bare_name', 'parse_captions',
+           'caption_key', 'TestSet', 'picture_profile', 'read_member', 'manifest_captions', 'member_captions',
+           'read_test_set']
 
 # %% ../nbs/04a_scans.ipynb #6e721922
 import dataclasses, io, json, re, tarfile, warnings, zipfile
@@ -169,6 +170,44 @@ def shadow_tips(
     level = cv2.resize(level, shape[::-1], interpolation=cv2.INTER_LINEAR)
     return cv2.erode(level, np.ones((2 * blurred + 1, 2 * blurred + 1), np.uint8))
 
+# %% ../nbs/04a_scans.ipynb #2cf79fef
+def dark_runs(
+    dark: np.ndarray,  # bool (h, w)
+) -> np.ndarray:  # int64 (w,)
+    "How many px each column is dark from the top down."
+    return np.where(dark.all(0), len(dark), np.argmin(dark, 0))
+
+# %% ../nbs/04a_scans.ipynb #89b34c90
+def dark_margin(
+    gray: np.ndarray,  # uint8 (h, w), paper bright
+) -> np.ndarray:  # bool (h, w)
+    "The black margin of a picture: nothing where fewer than two sides that meet have one, or where ink is in it."
+    dark = gray < 0.4 * np.percentile(gray, 80)
+    margin, whole = np.zeros(gray.shape, bool), []
+    for turn in range(4):  # each side is on top once
+        runs = dark_runs(np.rot90(dark, turn))
+        depth = int(1.5 * np.median(runs[runs > 0])) + 3 if runs.any() else 0  # askew edges are in it
+        share = (runs > 0).mean() if depth < 0.3 * gray.shape[turn % 2] else 0
+        whole.append(share > 0.9)
+        if share < 0.6: continue  # it may have a gap where two others have none
+        side = np.arange(gray.shape[turn % 2])[:, None] < np.minimum(runs, depth)
+        margin |= np.rot90(side, -turn)
+    if not any(whole[n] and whole[n - 1] for n in range(4)): return np.zeros_like(margin)
+    inner = dark & ~cv2.dilate(np.uint8(margin), np.ones((5, 5), np.uint8)).astype(bool)
+    middle, low = np.percentile(gray[margin], (50, 1))
+    if middle - low > max(16, 0.4 * middle) or not cv2.erode(np.uint8(inner), np.ones((2, 2))).any():
+        return np.zeros_like(margin)
+    return margin
+
+# %% ../nbs/04a_scans.ipynb #428ff6e2
+def without_margin(
+    gray: np.ndarray,  # uint8 (h, w), paper bright
+) -> np.ndarray:  # uint8 (h, w)
+    "The picture with its black margin painted over."
+    margin = np.uint8(dark_margin(gray))
+    if not margin.any(): return gray
+    return cv2.inpaint(gray, cv2.dilate(margin, np.ones((5, 5), np.uint8)), 3, cv2.INPAINT_TELEA)
+
 # %% ../nbs/04a_scans.ipynb #7b872440
 def find_ink(
     gray: np.ndarray,  # float32 (h, w) in [0, 255], either polarity
@@ -176,7 +215,7 @@ def find_ink(
     "Ink of an image; raises `FormulaGanError` where there is none."
     gray = np.uint8(gray)
     light_ink = has_light_ink(gray)
-    if light_ink: gray = 255 - gray
+    gray = without_margin(255 - gray if light_ink else gray)
     rest = paper_level(gray).astype("float32") - gray
     rest -= np.median(rest)  # noise lifts the level a little
     relative = 1.0 if light_ink else 255 / np.maximum(gray + rest, 32)
@@ -204,6 +243,55 @@ def drop_frame(
     filled = cv2.contourArea(outlines[0])
     if filled < 0.8 * width * height or area > 0.5 * filled: return ink
     return np.where(cv2.dilate(mask, np.ones((5, 5), np.uint8)), 0, ink)  # with its soft edge
+
+# %% ../nbs/04a_scans.ipynb #79cb72ad
+def long_bars(
+    ink: np.ndarray,  # float32 (h, w)
+) -> list:  # bool (h, w) each
+    "The level bars that span four fifths of a picture, if need be a little tilted."
+    height, width = ink.shape
+    solid = cv2.dilate(np.uint8(ink > 0.4), np.ones((3, 1), np.uint8))
+    solid = cv2.morphologyEx(solid, cv2.MORPH_OPEN, np.ones((1, max(3, width // 6)), np.uint8))
+    _, part, boxes, _ = cv2.connectedComponentsWithStats(solid)
+    found = (boxes[:, 2] > 0.8 * width) & (boxes[:, 3] < 0.25 * height)
+    return [part == n for n in np.flatnonzero(found) if n]
+
+# %% ../nbs/04a_scans.ipynb #39eb54fa
+def ends(
+    mask: np.ndarray,  # (h, w), not empty
+) -> np.ndarray:  # top, bottom, left, right
+    "What a mask covers, in px; bottom and right are beyond it."
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([rows[0], rows[-1] + 1, columns[0], columns[-1] + 1])
+
+# %% ../nbs/04a_scans.ipynb #d4f475ad
+def drop_rules(
+    ink: np.ndarray,  # float32 (h, w)
+    distance: float = 0.25,  # symbol heights, at least, between a rule and the formula, and of its ends beyond it
+) -> np.ndarray:  # float32 (h, w)
+    "Without rules above, below and beside the formula."
+    from formula_gan.ink import upright_height
+    level, upright = long_bars(ink), [bar.T for bar in long_bars(ink.T)]
+    if not level and not upright: return ink
+    square = np.ones((5, 5), np.uint8)
+    bars = cv2.dilate(np.uint8(np.any(level + upright, 0)), square)
+    _, part, boxes, _ = cv2.connectedComponentsWithStats(np.uint8(ink > 0.4) & (1 - bars))
+    side = boxes[:, 2:4].max(1)
+    if not (side[1:] > 2).any(): return ink  # bars are all there is
+    symbol = upright_height(boxes[1:, :4][side[1:] > 2])
+    kept = side > 0.15 * symbol
+    kept[0] = False
+    if not kept.any(): return ink
+    formula, apart = ends(kept[part]), distance * symbol
+    def beside(bar, box):
+        top, bottom, left, right = ends(bar)
+        above, below = box[0] - bottom, top - box[1]
+        return max(above, below) > apart and min(box[2] - left, right - box[3]) > apart
+    rules = [bar for bar in level if beside(bar, formula)]
+    beams = [bar for bar in upright if beside(bar.T, formula[[2, 3, 0, 1]])]
+    length = (4 if len(beams) > 1 else 2.2) * symbol
+    rules += [bar for bar in beams if rules or np.ptp(ends(bar)[:2]) > length]
+    return np.where(cv2.dilate(np.uint8(np.any(rules, 0)), square), 0, ink) if rules else ink
 
 # %% ../nbs/04a_scans.ipynb #fd751035
 def drop_specks(
@@ -253,7 +341,7 @@ def prepare_image(
     """An image as `draw_ink` would have drawn it: ink found, polarity and light evened out, a frame left out, symbols
     and pen at the profile's size, at most 640,000 px. Raises `FormulaGanError` for what is no image, too large,
     or blank."""
-    ink, symbol = drop_specks(drop_frame(find_ink(to_gray(image))))
+    ink, symbol = drop_specks(drop_rules(drop_frame(find_ink(to_gray(image)))))
     pen, width = max(1.5, 0.1 * profile.symbol_height), pen_width(ink)
     if profile.sizing == "height": scale = (profile.height - 2) / ink.shape[0]
     else:

@@ -10,7 +10,8 @@ from PIL import Image
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import draw_ink, oracle_heights
 from formula_gan.ink import Ink, rasterize
-from formula_gan.scans import drop_frame, find_ink, has_light_ink, paper_level, pen_width, prepare_image, read_test_set, thicken
+from formula_gan.scans import (dark_margin, drop_frame, drop_rules, find_ink, has_light_ink, paper_level, pen_width, prepare_image, read_test_set,
+                               thicken)
 
 LAPTOP = get_profile("laptop")
 INK = Ink("xx=", tuple(np.array(s, "float32") for s in (
@@ -140,6 +141,58 @@ def test_what_is_no_frame(page):
     for picture in (ring, root, box):
         ink = np.float32(np.pad(picture, 10))
         assert np.array_equal(drop_frame(ink), ink)
+
+
+@pytest.mark.parametrize("sides", ["t", "b", "l", "tb", "tl", "tlb", "tblr"])
+@pytest.mark.parametrize("thickness, gap", [(1, 0), (5, 0), (2, 6)])
+def test_part_of_a_frame_is_left_out(page, expected, sides, thickness, gap):
+    "Along some sides, and rules that end only where the picture does."
+    picture, line = np.pad(page, 20), slice(gap, gap + thickness)
+    for turn, side in enumerate("trbl"):
+        if side in sides: np.rot90(picture, turn)[line] = 0.9
+    assert alike(prepare_image(1 - 0.8 * picture, LAPTOP), expected)
+
+
+@pytest.mark.parametrize("sides", [1, 2, 4], ids=["two sides", "three sides", "all"])
+def test_paper_on_a_black_table(page, expected, sides):
+    "Askew, so that the margin has no even width; strokes in what is dark make it a shadow."
+    picture = np.uint8(230 - 180 * np.pad(page, 30))
+    h, w = picture.shape
+    x, y = np.meshgrid(np.arange(w), np.arange(h))
+    edges = [x < 14 + 0.04 * y, y < 20 - 0.05 * x, x > w - 18 + 0.03 * y, y > h - 12 - 0.03 * x]
+    table = np.any(edges[:sides + 1], 0)
+    assert alike(prepare_image(np.where(table, 25, picture), LAPTOP), expected)
+    assert not dark_margin(picture).any()
+    assert not dark_margin(np.where(table & (x % 9 > 1), 80, np.where(table, 10, picture)).astype("uint8")).any()
+
+
+def bars_of_formulas():
+    "Cropped to the ink, with all bars straight: name -> what is to stay whole."
+    a = np.zeros((40, 30), "float32")
+    a[:, :4] = a[:, -4:] = a[:4] = a[18:22] = 1
+    gap, bar = np.zeros((12, 30), "float32"), np.ones((4, 30), "float32")
+    fraction = np.vstack([a, gap, bar, gap, a])
+    root = np.pad(np.vstack([bar, gap, a]), ((0, 0), (14, 4)))
+    root[:4] = root[:, 10:14] = root[30:, :14:8] = 1
+    upright = np.pad(np.hstack([np.ones((64, 4), "float32"), np.pad(a, ((12, 12), (14, 14))), np.ones((64, 4), "float32")]), 0)
+    low = np.pad(np.hstack([np.zeros((40, 20), "float32"), a[20:].repeat(2, 0)]), 0)
+    return {"fraction": fraction, "root": root, "letter with a bar": np.vstack([bar, gap, a]), "absolute value": upright, "equals": np.vstack([bar, gap, bar]),
+            "one": np.hstack([np.ones((40, 4), "float32"), low]), "under a bar": np.vstack([a, gap, bar])}
+
+
+@pytest.mark.parametrize("name", list(bars_of_formulas()))
+@pytest.mark.parametrize("border", [0, 1, 20])
+def test_bars_of_formulas_stay(name, border):
+    ink = np.pad(bars_of_formulas()[name], border)
+    assert np.array_equal(drop_rules(ink), ink)
+    assert not dark_margin(np.uint8(255 - 200 * ink)).any()
+
+
+def test_a_framed_fraction_keeps_its_bar():
+    ink = np.pad(bars_of_formulas()["fraction"], 30)
+    framed = np.pad(ink, 5, constant_values=1)
+    kept = drop_rules(framed)[5:-5, 5:-5]
+    assert np.array_equal(kept, ink)
 
 
 def test_a_felt_pen_is_not_taken_for_shadow(page, expected):
