@@ -187,7 +187,7 @@ def realism_table(
     hands = measured(draws["real"])
     names = {"network": f"{Path(network).stem} {weights_digest(reader)}",
              "generator": f"{Path(generator).stem} {weights_digest(writer)}"}
-    varies = {"print": "font", "stitched": "hand", "GAN": "z", "real": "writer"}
+    varies = {"print": "font", "stitched": "hand", "GAN": "hand, z" if run.profile.loose else "z", "real": "writer"}
     rows = []
     for row, varied in tqdm(varies.items(), desc="measuring", disable=not progress):
         readings = read_images(reader, seen(content[row]), known, 1, run.device)
