@@ -900,8 +900,8 @@ def add_table2(
                         help="let these weights write the synthetic set, not a GAN trained for the row: a file, or "
                              "default")
     parser.add_argument("--recipe", default="",
-                        help="guided, modern or paper (default: guided where the profile's network is wide, else "
-                             "modern)")
+                        help="guided, modern or paper (default: guided where the profile's network is thin or wide, "
+                             "else modern)")
     parser.add_argument("--train-norm", default="", help="height, symbol or symbol-oracle (default: the row's own)")
     parser.add_argument("--test-norm", nargs="+", default=["height", "symbol"],
                         help="any of height, symbol, symbol-oracle (default height symbol)")

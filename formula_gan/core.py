@@ -67,10 +67,10 @@ class Profile:
     recognizer_lr: float = 1e-4
     reader_steps: int = 20_000  # of the reader that measures what content generated images keep
     recognizer_stride: int = 16  # px of the image per cell of the encoder's map
-    # of the recognisers: "dense" (the paper's), "light" or "thin" (the same with fewer channels), or
-    # "wide" (few broad layers, told where symbols stand)
+    # of the recognisers: "dense" (the paper's), "light" (the same with fewer channels), "wide" (few broad layers, told
+    # where symbols stand), or "thin" (light in Table 1, a small wide one in Table 2)
     network: str = "dense"
-    reading_height: float = 0.0  # px, median symbol height of a wide recogniser's images; 0: `symbol_height`
+    reading_height: float = 0.0  # px, median symbol height of a guided recogniser's images; 0: `symbol_height`
     precision: str = "bf16"  # "bf16" (autocast) or "fp32"
     workers: int = 2  # processes that typeset and read ink
 
@@ -82,10 +82,10 @@ class Profile:
 # %% ../nbs/00_core.ipynb #7732c171
 PROFILES = {p.name: p for p in (
     Profile("demo", "demo", height=32, symbol_height=8, base_channels=8, batch=8, gan_iterations=80,
-            warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=160,
+            warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=2400,
             printed_formulas=500, l1_anchor=1.0, skip=True, discriminator_beta1=0.5, discriminator_gain=32,
             generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8,
-            network="thin", precision="fp32"),
+            network="thin", reading_height=15, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
             gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000,
             reader_steps=5000, updates=7_100, printed_formulas=8_000, l1_anchor=1.0, anchor_size=8,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 'GENERAL_STITCHED', 'GENERAL_PRINTED', 'COMMON',
-           'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'corpus', 'Images', 'image_sets',
+           'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'demo_ink', 'corpus', 'Images', 'image_sets',
            'stitch_prints', 'stitched_set', 'gan_streams', 'loosen_prints', 'file_digest', 'gan_figures', 'gan_sets',
            'kept_iterations', 'generator', 'written_set', 'print_set', 'image_losses', 'read_images', 'recognizer',
            'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures',
@@ -21,7 +21,7 @@ import numpy as np
 from .core import (PROFILES, FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile,
                               mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
-from .corpora import load_corpus
+from .corpora import DEMO_TRAIN, load_corpus
 from .data import (HANDWRITTEN, ImageSet, draw_ink, draw_loose, ink_images, ordered_batches, print_images,
                               resize_set, typeset_in_parts)
 from .evaluation import evaluate
@@ -148,11 +148,17 @@ def train(
     return trainer
 
 # %% ../nbs/09a_stages.ipynb #3742675a
+def demo_ink(run: Run) -> dict:  # fields for `stage`
+    "What determines the demo's ink beside the profile; nothing where data are real."
+    return {"demo_ink": DEMO_TRAIN} if run.profile.data == "demo" else {}
+
+
 def corpus(run: Run) -> Stage:  # of a `corpora.Corpus`
     "Formulas and ink as they are read from the data's files; only their product is kept, in memory."
     sizes = run.fields("printed_formulas", "synthetic_images") if run.profile.data == "demo" else {}
     def load(folder): return load_corpus(run.profile, run.data_dir, progress=run.progress)
-    return stage(run, "corpus", 1, lambda folder: {}, load, **run.fields("data", "max_tokens"), **sizes)
+    fields = run.fields("data", "max_tokens") | sizes | demo_ink(run)
+    return stage(run, "corpus", 1, lambda folder: {}, load, **fields)
 
 
 SETS = ("train_ink", "valid_ink", "test_ink", "captions_print", "formulas_print", "synthetic_print")
@@ -192,7 +198,7 @@ def image_sets(run: Run) -> Stage:  # of `Images`
         return Images(sets, Vocab.from_list(facts["vocab"]), facts["counts"])
     determined = run.fields("data", "height", "symbol_height", "sizing", "max_tokens", "printed_formulas",
                             "synthetic_images")
-    return stage(run, "images", 3, build, load, seed=run.seed, **determined)
+    return stage(run, "images", 3, build, load, seed=run.seed, **determined, **demo_ink(run))
 
 # %% ../nbs/09a_stages.ipynb #8b4923ec
 def stitch_prints(
@@ -474,7 +480,7 @@ def ink_set(
     def load(folder): return {split: ImageSet.load(folder / split) for split in splits}
     determined = sized.fields("data", "height", "symbol_height", "sizing", "max_tokens")
     seed = run.seed if distorted else None
-    return stage(run, "ink", 2, build, load, distorted=seed, widest=WIDEST, **determined)
+    return stage(run, "ink", 2, build, load, distorted=seed, widest=WIDEST, **determined, **demo_ink(run))
 
 
 def resized(
@@ -599,10 +605,9 @@ def guided_recognizer(
         every = max(20, min(500, steps // 4))
         trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=every)
         return {"minutes": trainer.minutes, "steps": steps}
-    identity = {"config": config, "recipe": recipe, "drawing": drawing}
+    identity = {"config": dataclasses.asdict(config), "recipe": recipe.facts(), "drawing": dataclasses.asdict(drawing)}
     begun = file_digest(weights_file(start, "recognizer")) if start else None
-    return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed,
-                 **{name: dataclasses.asdict(part) for name, part in identity.items()},
+    return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed, **identity,
                  vocabulary=vocabulary, begun=begun, **run.fields("precision"))
 
 # %% ../nbs/09a_stages.ipynb #b2a167c8
@@ -612,7 +617,7 @@ COMMON = 60  # times that a symbol occurs among Wikipedia's formulas if the pack
 
 
 def reading_run(run: Run) -> Run:
-    "The run at the symbol height of a wide recogniser's images."
+    "The run at the symbol height of a guided recogniser's images."
     return run.of(symbol_height=run.profile.reading_height or run.profile.symbol_height)
 
 

@@ -126,8 +126,8 @@ class RowResult:
 
 
 def guides(profile: Profile) -> bool:
-    "Whether a profile's recognisers are told where symbols stand."
-    return profile.network == "wide"
+    "Whether Table 2's recognisers of a profile are told where symbols stand; of Table 1's, only wide ones are."
+    return profile.network in ("thin", "wide")
 
 
 def small_model(
@@ -135,9 +135,9 @@ def small_model(
     name: str,
     source: Stage,  # of an ImageSet
 ) -> Stage:
-    "Table 1's recogniser on a set alone; where the profile's network is guided, with the boxes of the set's tokens."
+    "Table 1's recogniser on a set alone; where the profile's network is wide, with the boxes of the set's tokens."
     images, steps = image_sets(run), run.profile.recognizer_steps
-    if guides(run.profile):
+    if run.profile.network == "wide":
         sized = reading_run(run)
         def valid(): return ink_set(sized, "symbol").product["valid"]
         def vocab(): return corpus(run).product.vocab
@@ -171,7 +171,7 @@ def checkpoint_figures(
 ) -> tuple[dict, list[str]]:  # columns of table1.csv; the readings of the test ink
     "A checkpoint's scores on the test ink."
     model = load_recognizer(weights, run.device)
-    if guides(run.profile):
+    if run.profile.network == "wide":
         profile, ink = reading_run(run).profile, ink_set(reading_run(run), "symbol").product
     else:
         profile, images = run.profile, image_sets(run).product
@@ -437,7 +437,7 @@ def own_columns(
 def run_recognition_row(
     row: str = "V",  # "I".."VIII", or a control: "P", "D", "S", "Y"
     profile: Profile | str = "demo",
-    recipe: str = "",  # "guided", or one of `tasks.RECIPES`; empty: guided where the network is wide, else modern
+    recipe: str = "",  # "guided", or one of `tasks.RECIPES`; empty: guided where `guides`, else modern
     train_norm: str = "",  # sizing of the training images; empty: the row's own
     test_norms: tuple = ("height", "symbol"),
     seed: int = 0,

@@ -24,6 +24,9 @@ TINY = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterati
 FRACTION = r"\frac { a } { b } + x ^ { 2 }"
 
 
+class Reached(Exception): pass
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
     patch = pytest.MonkeyPatch()
@@ -42,7 +45,7 @@ def ink():
 
 @pytest.fixture(scope="module")
 def result():
-    return run_recognition_row("P", TINY, progress=False)
+    return run_recognition_row("P", TINY, "modern", progress=False)
 
 
 # sizes
@@ -116,7 +119,7 @@ def test_a_row_from_end_to_end(result):
 def test_a_finished_row_is_not_trained_again(result, monkeypatch):
     monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was finished"))
     monkeypatch.setattr(tables, "read_images", lambda *a, **k: pytest.fail("read what was read"))
-    assert run_recognition_row("P", TINY, progress=False).readings == result.readings
+    assert run_recognition_row("P", TINY, "modern", progress=False).readings == result.readings
     assert len(read_table(result.table, TABLE2_COLUMNS)) == 2  # replaced, not repeated
 
 
@@ -149,11 +152,35 @@ def test_no_two_rows_share_a_training():
 @pytest.mark.parametrize("row", ["V", "P", "VIII"])
 def test_guided_rows(row):
     "Ink, print as outlines, and a generator's images with the boxes of their print."
-    profile = dataclasses.replace(TINY, network="thin")
-    done = run_recognition_row(row, profile, "guided", test_norms=("symbol",), generator="default", progress=False)
+    done = run_recognition_row(row, TINY, test_norms=("symbol",), generator="default", progress=False)
     [line] = done.rows
     assert (line["row"], line["recipe"], line["n"]) == (row, "guided", 60) and line["synthetic"] == (0 if row == "V" else 24)
     assert {"metric", "exprate", "nll"} <= set(validation_curve(done.folder).columns)
+
+
+@pytest.mark.parametrize("name, guided", [("demo", True), ("laptop", True), ("gpu", False), ("paper", False)])
+def test_the_profile_chooses_the_recipe(monkeypatch, name, guided):
+    asked = []
+    def stop(run, recipe, *rest): asked.append(recipe); raise Reached
+    monkeypatch.setattr(tables, "check_recognition", stop)
+    with pytest.raises(Reached): run_recognition_row("V", name, progress=False)
+    assert tables.guides(get_profile(name)) == guided and asked == ["guided" if guided else "modern"]
+
+
+def test_the_demo_is_read_at_15_px_and_table_1_at_8():
+    run = make_run(TINY, progress=False)
+    model = large_model(run, RECOGNITION_ROWS["V"], training_figures(run, RECOGNITION_ROWS["V"]), "guided")
+    small = tables.small_model(run, "P", stages.print_set(run))
+    assert model.fields["drawing"]["height"] == 15 and model.fields["recipe"]["curriculum"] and model.fields["config"]["wide"]
+    assert "guided" not in small.fields and not small.fields["config"]["wide"]
+
+
+def test_real_datas_stages_keep_their_names():
+    "What the demo gained is in no other profile's identity."
+    run = make_run("laptop", progress=False)
+    model = large_model(run, RECOGNITION_ROWS["V"], training_figures(run, RECOGNITION_ROWS["V"]), "guided")
+    assert "curriculum" not in model.fields["recipe"] and "demo_ink" not in stages.corpus(run).fields
+    assert model.folder.name == "recognizer-f6137829048e"  # as in the published run's cache
 
 
 def test_stops_by_the_clock():
@@ -235,9 +262,6 @@ def test_commands(result, ink, tmp_path, monkeypatch, capsys):
     assert calls == [(row, "demo", "paper", "", ("symbol",), 3, "", 2.0, "", {"updates": "5"}) for row in "VP"] and "exprate_low" in capsys.readouterr().out
     assert cli.main(["table2", "--list"]) == 0 and len(capsys.readouterr().out.splitlines()) == 12
     for words in ([], ["--row", "IX"], ["--row", "V", "--train-norm", "big"]): assert cli.main(["table2", *words]) == 2
-
-
-class Reached(Exception): pass
 
 
 def call_of(monkeypatch, **injected):
