@@ -51,7 +51,7 @@ class Profile:
     reach: int = 0  # px from its source's ink within which the generator writes; 0: anywhere
     fold: int = 1  # px to a side of the cells that generator and discriminator work on, by `pixel_unshuffle`
     cells: bool = False  # the discriminator judges each cell of its last maps instead of the whole image
-    seen: bool = False  # with the judge, cells of its encoder's maps are judged as well: `task_model.SeenVerdicts`
+    seen: bool = False  # with the judge, cells of its encoder's maps are judged as well: `tasks.SeenVerdicts`
     judge: str = ""  # frozen recogniser whose symbol map judges content; empty: Eq 7's task model does
     loose: float = 0.0  # of print before the generator rewrites it: 1 is as people's symbols vary, `drawing.Hand`
     lambda_: float = 1.0  # weight of the task loss (Eqs 8, 9)

@@ -542,7 +542,7 @@ class Discriminator(nn.Module):
         self.linear = spectral(nn.Linear(8 * b, 1))
         self.embedding = spectral(nn.Embedding(num_classes, 8 * b))
         self.cells = nn.ModuleList(CellVerdict(i * b, num_classes) for i in (4, 8)) if cells else None
-        self.seen = None  # not in the paper: `task_model.SeenVerdicts`, whose cells count as these do
+        self.seen = None  # not in the paper: `tasks.SeenVerdicts`, whose cells count as these do
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x, c, mask=None):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RecognizerConfig', 'Cells', 'NormReLU', 'DenseLayer', 'DenseBlock', 'Encoder', 'WideLayer', 'WideBlock',
            'WideEncoder', 'Memory', 'CoverageAttention', 'gru', 'State', 'Decoder', 'Position', 'advance',
-           'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways', 'SymbolJudge', 'SeenVerdicts',
+           'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways', 'SymbolJudge',
            'save_recognizer', 'load_recognizer']
 
 # %% ../nbs/06_task_model.ipynb #96e55c0e
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import FormulaGanError, load_weights, save_weights
-from .sagan import CellVerdict, cell_weights, conv, masked
 from .search import Grammar, beam_search
 from .tokenizer import PAD, Vocab
 
@@ -630,43 +629,6 @@ class SymbolJudge(nn.Module):
         [(rows, cells)] = self.model.encode(x, (mask > 0.5).float())
         named = cells.maps(self.model.symbols(rows)).float()
         return symbol_loss(named, cells.mask, ids, boxes, self.model.config.stride, self.rest)
-
-# %% ../nbs/06_task_model.ipynb #a1c91c7a
-class SeenVerdicts(nn.Module):
-    "Logits per cell on the two maps of a frozen recogniser's encoder: what a discriminator makes of what it sees there."
-
-    def __init__(
-        self,
-        judge: SymbolJudge,  # of a recogniser with the network "wide"
-        num_classes: int = 2,
-        channels: int = 64,  # of the heads
-    ):
-        super().__init__()
-        encoder = judge.model.encoder
-        if not isinstance(encoder, WideEncoder): raise FormulaGanError("verdicts need the encoder of a wide recogniser")
-        self.judge = (judge,)  # no part of this module: it is not trained, nor in a checkpoint
-        widths = (encoder.transition[0].out_channels, encoder.channels[0])
-        self.heads = nn.ModuleList(nn.Sequential(conv(width, channels), nn.LeakyReLU(0.2), conv(channels, channels))
-                                   for width in widths)
-        self.last = nn.ModuleList(CellVerdict(channels, num_classes) for _ in widths)
-
-    def forward(
-        self,
-        x: torch.Tensor,  # float32 (B,1,H,W)
-        c: torch.Tensor,  # (B,) int64
-        mask: torch.Tensor | None,  # like x
-        ink: torch.Tensor,  # like x: near this, cells count in full
-    ) -> list:  # pairs of logits and weights, float32 (B,1,h,w)
-        judge = self.judge[0]
-        x, ink, mask = (judge.smaller(t) for t in (x, ink, torch.ones_like(x) if mask is None else mask))
-        judged = []
-        for (maps, cells), head, last, size in zip(judge.model.encoder.maps(x, (mask > 0.5).float()), self.heads,
-                                                   self.last, (4, 8)):
-            border = (0, size * cells.shape[-1] - ink.shape[-1], 0, size * cells.shape[-2] - ink.shape[-2])
-            weights = cell_weights(F.pad(ink, border), cells, size, size // 2)
-            inner = masked(head[0](maps), cells)  # so that a verdict does not depend on padding
-            judged.append((masked(last(head[1:](inner), c), cells), weights))
-        return judged
 
 # %% ../nbs/06_task_model.ipynb #beff8e11
 def save_recognizer(

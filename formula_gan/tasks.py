@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['THIN', 'GAN_FIELDS', 'NOT_THE_PAPERS', 'WIDEST', 'RECIPES', 'small_recognizer', 'gan_settings', 'recognizer_settings',
-           'size_facts', 'gan_optimizers', 'draws_anew', 'content_judge', 'gan_stream', 'PairedStream', 'GanTask',
-           'triplet_sheet', 'Recipe', 'large_recognizer', 'PhasedStream', 'curriculum_phases', 'cosine_factor',
-           'RecognizerTask']
+           'size_facts', 'gan_optimizers', 'draws_anew', 'content_judge', 'SeenVerdicts', 'gan_stream', 'PairedStream',
+           'GanTask', 'triplet_sheet', 'Recipe', 'large_recognizer', 'PhasedStream', 'curriculum_phases',
+           'cosine_factor', 'RecognizerTask']
 
 # %% ../nbs/07a_tasks.ipynb #7827fce4
 import copy, math
@@ -14,11 +14,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from .core import Profile, derive_seed, mixed_precision, tile
+from .core import FormulaGanError, Profile, derive_seed, mixed_precision, tile
 from .data import Augmentation, Drawing, FigureStream, ImageSet, Stream
-from .sagan import Discriminator, Generator, save_generator, standing_statistics
-from .task_model import Recognizer, RecognizerConfig, SeenVerdicts, SymbolJudge, load_recognizer, save_recognizer
+from .sagan import (CellVerdict, Discriminator, Generator, cell_weights, conv, masked, save_generator,
+                               standing_statistics)
+from .task_model import (Recognizer, RecognizerConfig, SymbolJudge, WideEncoder, load_recognizer,
+                                    save_recognizer)
 from .tokenizer import PAD, Vocab
 from .trainer import (GanModels, gan_step, recognizer_step, reconstruction_step, seed_everything_for,
                                  target_class, update_average)
@@ -96,6 +100,43 @@ def content_judge(
     if not (profile.judge and profile.lambda_): return None
     model = load_recognizer(profile.judge)
     return SymbolJudge(model, vocab, model.facts["symbol_height"] / profile.symbol_height)
+
+# %% ../nbs/07a_tasks.ipynb #a1c91c7a
+class SeenVerdicts(nn.Module):
+    "Logits per cell on the two maps of a frozen recogniser's encoder: what a discriminator makes of what it sees there."
+
+    def __init__(
+        self,
+        judge: SymbolJudge,  # of a recogniser with the network "wide"
+        num_classes: int = 2,
+        channels: int = 64,  # of the heads
+    ):
+        super().__init__()
+        encoder = judge.model.encoder
+        if not isinstance(encoder, WideEncoder): raise FormulaGanError("verdicts need the encoder of a wide recogniser")
+        self.judge = (judge,)  # no part of this module: it is not trained, nor in a checkpoint
+        widths = (encoder.transition[0].out_channels, encoder.channels[0])
+        self.heads = nn.ModuleList(nn.Sequential(conv(width, channels), nn.LeakyReLU(0.2), conv(channels, channels))
+                                   for width in widths)
+        self.last = nn.ModuleList(CellVerdict(channels, num_classes) for _ in widths)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # float32 (B,1,H,W)
+        c: torch.Tensor,  # (B,) int64
+        mask: torch.Tensor | None,  # like x
+        ink: torch.Tensor,  # like x: near this, cells count in full
+    ) -> list:  # pairs of logits and weights, float32 (B,1,h,w)
+        judge = self.judge[0]
+        x, ink, mask = (judge.smaller(t) for t in (x, ink, torch.ones_like(x) if mask is None else mask))
+        judged = []
+        for (maps, cells), head, last, size in zip(judge.model.encoder.maps(x, (mask > 0.5).float()), self.heads,
+                                                   self.last, (4, 8)):
+            border = (0, size * cells.shape[-1] - ink.shape[-1], 0, size * cells.shape[-2] - ink.shape[-2])
+            weights = cell_weights(F.pad(ink, border), cells, size, size // 2)
+            inner = masked(head[0](maps), cells)  # so that a verdict does not depend on padding
+            judged.append((masked(last(head[1:](inner), c), cells), weights))
+        return judged
 
 # %% ../nbs/07a_tasks.ipynb #8ac93deb
 def gan_stream(

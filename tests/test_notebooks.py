@@ -108,12 +108,16 @@ def test_names_no_place_of_one_machine(path):
     assert not found
 
 
+ASKED_LATE = {"tokenizer": {"rendering"}}  # what a macro means, only the typesetter knows; imported when a formula holds one
+
+
 @pytest.mark.parametrize("path", MODULES, ids=ids)
 def test_imports(path):
     order = {m[1]: p.stem for p in LIBRARY for c in code(p) if (m := re.match(r"#\| *default_exp (\w+)", c.source))}
     used = set(imported(path))
     assert not {m.split(".")[0] for m in used} & {"nbdev", "fastcore", "IPython"}
     siblings = {m.lstrip(".") for m in used if m.startswith(".")} | {m.removeprefix("formula_gan.") for m in used if m.startswith("formula_gan.")}
+    siblings -= ASKED_LATE.get(path.stem, set())
     for sibling in siblings & set(order): assert order[sibling] < order[path.stem], f"{path.stem} imports upwards from {sibling}"
     forbidden = {"sagan": {"tokenizer"}, "task_model": {"sagan"}, "rendering": {"torch"}, "trainer": {"evaluation"}}
     assert not {m.lstrip(".") for m in used} & forbidden.get(path.stem, set())
