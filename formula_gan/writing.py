@@ -112,7 +112,7 @@ def plan_item(
     return Item(number, style, latexes[number], item_seed, font, size, spacing if wide else 0.0)
 
 # %% ../nbs/07e_writing.ipynb #871bd6a0
-LARGEST_AREA = 640_000  # px of an image with its margin
+LARGEST_AREA = 2_560_000  # px of an image with its margin
 
 
 def check_area(

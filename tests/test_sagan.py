@@ -609,9 +609,13 @@ def test_files_carry_the_options(options, tmp_path):
     with torch.no_grad(): assert torch.equal(again(x, z, c), generator(x, z, c))
 
 
-def test_files_without_a_fold_are_not_folded():
-    generator = load_generator()  # the packaged weights were written before there was one
-    assert generator.fold == 1
+def test_files_without_a_fold_are_not_folded(tmp_path):
+    "As they were written before there was one."
+    from formula_gan.core import save_weights
+    old = {name: value for name, value in generator_config(Generator(8)).items() if name not in ("fold", "reach")}
+    save_weights(tmp_path / "old.safetensors", "generator", Generator(8), config=old, facts={})
+    again = load_generator(tmp_path / "old.safetensors")
+    assert (again.fold, again.reach) == (1, 0) and load_generator().fold == 2
 
 
 @pytest.mark.parametrize("autocast", [False, True])

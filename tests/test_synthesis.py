@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from formula_gan.core import get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED, ImageSet, margin
+from formula_gan.reading import trained_profile
 from formula_gan.sagan import Generator
 from formula_gan.writing import handwrite, noise, trim
 
@@ -54,14 +57,14 @@ def test_trimming_keeps_all_ink():
 def test_shipped_generator_writes_what_was_printed():
     from formula_gan.data import print_images
     from formula_gan.sagan import load_generator
-    profile = get_profile("laptop", workers=1, precision="fp32")
-    prints, _ = print_images(["x ^ { 2 } + 1", "\\frac { a } { b }"], profile, seed=0, progress=False)
     generator = load_generator()
-    assert generator.facts["row"] == "7 skip matched z" and "CC BY-NC-SA" in generator.facts["licence"]
+    profile = replace(trained_profile(generator), workers=1, precision="fp32")
+    prints, _ = print_images(["x ^ { 2 } + 1", "\\frac { a } { b }"], profile, seed=0, progress=False)
+    assert generator.facts["row"] == "7, 24 px" and generator.facts["symbol_height"] == 24 and "CC BY-NC-SA" in generator.facts["licence"]
     written = handwrite(generator, prints, profile, 0, "cpu", False)
     for n in range(2):
         h, w = np.minimum(written[n].shape, prints[n].shape)
-        assert max(abs(np.subtract(written[n].shape, prints[n].shape))) <= 6 and written.domain == HANDWRITTEN
+        assert max(abs(np.subtract(written[n].shape, prints[n].shape))) <= 12 and written.domain == HANDWRITTEN
         assert 0.3 < np.corrcoef(written[n][:h, :w].ravel(), prints[n][:h, :w].ravel())[0, 1] < 0.999  # readable, and not a copy
 
 

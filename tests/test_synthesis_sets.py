@@ -294,10 +294,10 @@ def test_the_filter_drops_and_counts(generator, tmp_path, monkeypatch):
 
 def test_a_wide_formula_is_written_as_a_whole(tmp_path, monkeypatch):
     "Every part of a wide image carries the ink of its part of the print; one that would be too large is listed."
-    assert writing.LARGEST_AREA == 640_000
-    monkeypatch.setattr(writing, "LARGEST_AREA", 80_000)
+    assert writing.LARGEST_AREA == 2_560_000
+    monkeypatch.setattr(writing, "LARGEST_AREA", 320_000)
     made = synthesize([" + ".join(["x ^ { 2 }"] * n) for n in (24, 100)], tmp_path / "out", device="cpu", progress=False)
-    assert made.written == 1 and "more than 80,000" in made.skipped[0][2]
+    assert made.written == 1 and "more than 320,000" in made.skipped[0][2]
     line, = (line for line in read_manifest(tmp_path / "out") if "skipped" not in line)
     content = read_tar((tmp_path / "out" / "shard-00000.tar").read_bytes())[line["key"]]["png"]
     ink = 255 - np.asarray(Image.open(io.BytesIO(content))).astype(float)
