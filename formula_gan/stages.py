@@ -356,10 +356,6 @@ def written_set(
     def build(folder):
         start = time.monotonic()
         network = load_generator(weights.product if made else weights)
-        known = getattr(network, "facts", {}).get("symbol_height", run.profile.symbol_height)
-        if known != run.profile.symbol_height:
-            raise FormulaGanError(f"{weights} writes symbols of {known:g} px, the run has {run.profile.symbol_height:g}: "
-                                  f"give symbol_height={known:g} and a height to match, such as {128 * known / 24:.0f}")
         prints = images.product["synthetic_print"]
         if run.profile.loose: prints = loosen_prints(prints, run)
         handwrite(network, prints, run.profile, run.seed, run.device, run.progress).save(folder)
