@@ -323,10 +323,13 @@ def rescale_set(
     images: ImageSet,
     factor: float,  # of height and width
 ) -> ImageSet:
-    "Every image larger or smaller."
+    "Every image larger or smaller, and the boxes of its tokens."
     if factor == 1: return images
+    def rescaled(extra):
+        if "boxes" not in extra: return extra
+        return extra | {"boxes": [box and [round(factor * side, 1) for side in box] for box in extra["boxes"]]}
     scaled = [scale_image(images[n], factor) for n in range(len(images))]
-    return ImageSet(scaled, images.tokens, images.domain, images.extra)
+    return ImageSet(scaled, images.tokens, images.domain, [rescaled(extra) for extra in images.extra])
 
 # %% ../nbs/04_data.ipynb #e1a1be4f
 @dataclass

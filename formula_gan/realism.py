@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['REALISM_IMAGES', 'DIVERSITY_FORMULAS', 'DIVERSITY_DRAWS', 'REALISM_COLUMNS', 'REALISM_KEY', 'RealInk', 'part_writers',
-           'writing_run', 'write_ways', 'realism_sets', 'realism_figures', 'RealismResult', 'realism_table',
-           'realism_sheet']
+           'write_ways', 'realism_sets', 'realism_figures', 'RealismResult', 'realism_table', 'realism_sheet']
 
 # %% ../nbs/09c_realism.ipynb #0272a6f5
 import dataclasses, time
@@ -20,7 +19,7 @@ from .data import ImageSet, print_images, rescale_set
 from .evaluation import diversity, domain_classifier_accuracy, image_features, kernel_distance
 from .sagan import load_generator
 from .results import PROVENANCE, provenance, results_table, write_row
-from .stages import Run, image_sets, loosen_prints, make_run, read_images, stitch_prints
+from .stages import Run, image_sets, loosen_prints, make_run, read_images, stitch_prints, writing_run
 from .reading import trained_profile
 from .synthesis import weights_digest
 from .tables import score_columns
@@ -74,15 +73,6 @@ def part_writers(
     several = images.subset(n for group in groups[:DIVERSITY_FORMULAS] for n in group)
     bank = SymbolBank.from_inks(ink for ink in inks if half[writer[ink.id]])
     return RealInk(reference, both, bank, sets["valid_ink"], several)
-
-# %% ../nbs/09c_realism.ipynb #9cca71a9
-def writing_run(
-    run: Run,
-    generator,  # Generator
-) -> Run:
-    "The run at the sizes that a generator writes in, its print as loose as in its training."
-    known = trained_profile(generator)
-    return run.of(height=known.height, symbol_height=known.symbol_height, sizing=known.sizing, loose=known.loose)
 
 # %% ../nbs/09c_realism.ipynb #8a7da79c
 def write_ways(

@@ -6,9 +6,10 @@
 __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 'GENERAL_STITCHED', 'GENERAL_PRINTED', 'COMMON',
            'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'demo_ink', 'corpus', 'Images', 'image_sets',
            'stitch_prints', 'stitched_set', 'gan_streams', 'loosen_prints', 'file_digest', 'gan_figures', 'gan_sets',
-           'kept_iterations', 'generator', 'written_set', 'print_set', 'image_losses', 'read_images', 'recognizer',
-           'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures',
-           'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab', 'general_recognizer']
+           'kept_iterations', 'generator', 'writing_run', 'written_set', 'print_set', 'image_losses', 'read_images',
+           'recognizer', 'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures',
+           'typeset_figures', 'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab',
+           'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
 import dataclasses, hashlib, shutil, time
@@ -23,7 +24,7 @@ from .core import (PROFILES, FormulaGanError, Profile, cast_value, derive_seed, 
                               weights_file)
 from .corpora import DEMO_TRAIN, load_corpus
 from .data import (HANDWRITTEN, ImageSet, draw_ink, draw_loose, ink_images, ordered_batches, print_images,
-                              resize_set, typeset_in_parts)
+                              rescale_set, resize_set, typeset_in_parts)
 from .evaluation import evaluate
 from .tokenizer import Vocab
 
@@ -343,12 +344,23 @@ def generator(
     return stage(run, "generator", 1, build, lambda folder: folder / "generator.safetensors", [training],
                  iterations=run.profile.gan_iterations)
 
+# %% ../nbs/09a_stages.ipynb #9cca71a9
+def writing_run(
+    run: Run,
+    generator,  # Generator
+) -> Run:
+    "The run at the sizes that a generator writes in, its print as loose as in its training."
+    from formula_gan.reading import trained_profile
+    known = trained_profile(generator)
+    own = run.of(height=known.height, symbol_height=known.symbol_height, sizing=known.sizing, loose=known.loose)
+    return run if own.profile == run.profile else own
+
 # %% ../nbs/09a_stages.ipynb #d0db0dd0
 def written_set(
     run: Run,
     weights,  # stage of a generator, or the path of a file
 ) -> Stage:  # of an ImageSet: one handwritten image for each printed one
-    "The synthetic set of a generator."
+    "The synthetic set of a generator, written at the sizes that it knows and brought to the run's."
     from formula_gan.sagan import load_generator
     from formula_gan.writing import handwrite
     images = image_sets(run)
@@ -356,13 +368,15 @@ def written_set(
     def build(folder):
         start = time.monotonic()
         network = load_generator(weights.product if made else weights)
-        prints = images.product["synthetic_print"]
-        if run.profile.loose: prints = loosen_prints(prints, run)
-        handwrite(network, prints, run.profile, run.seed, run.device, run.progress).save(folder)
+        own = writing_run(run, network)
+        prints = image_sets(own).product["synthetic_print"]
+        if own.profile.loose: prints = loosen_prints(prints, own)
+        made_images = handwrite(network, prints, own.profile, run.seed, run.device, run.progress)
+        rescale_set(made_images, run.profile.symbol_height / own.profile.symbol_height).save(folder)
         return {"minutes": (time.monotonic() - start) / 60}
     digest = None if made else file_digest(weights)
     inputs = [images, weights] if made else [images]
-    return stage(run, "synthetic", 2, build, ImageSet.load, inputs, weights=digest, seed=run.seed,
+    return stage(run, "synthetic", 2 if made else 3, build, ImageSet.load, inputs, weights=digest, seed=run.seed,
                  loose=run.profile.loose or None)
 
 

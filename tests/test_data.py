@@ -148,3 +148,12 @@ def test_scoring_drops_no_image():
     assert len(kept) == len(corpus.ink["test"]) and not skipped
 
 
+
+
+def test_a_rescaled_set_keeps_its_boxes_over_the_ink():
+    from formula_gan.data import HANDWRITTEN, ImageSet, rescale_set
+    image = np.zeros((40, 80), "uint8")
+    image[10:30, 20:60] = 255
+    small = rescale_set(ImageSet([image], ["a b"], HANDWRITTEN, [{"size": 1.0, "boxes": [[20, 10, 60, 30], None]}]), 0.5)
+    assert small.shapes.tolist() == [[20, 40]] and small.extra == [{"size": 1.0, "boxes": [[10.0, 5.0, 30.0, 15.0], None]}]
+    assert (np.asarray(small[0])[6:14, 11:29] == 255).all()
