@@ -65,7 +65,8 @@ class Profile:
     ema_decay: float = 0.999  # of the exported generator
     recognizer_batch: int = 16
     recognizer_lr: float = 1e-4
-    reader_steps: int = 20_000  # of the reader that measures what content generated images keep
+    reader: str = ""  # recogniser that measures what content generated images keep; empty: one is trained for it
+    reader_steps: int = 20_000  # of that one's training
     recognizer_stride: int = 16  # px of the image per cell of the encoder's map
     # of the recognisers: "dense" (the paper's), "light" (the same with fewer channels), "wide" (few broad layers, told
     # where symbols stand), or "thin" (light in Table 1, a small wide one in Table 2)
@@ -86,12 +87,12 @@ PROFILES = {p.name: p for p in (
             printed_formulas=500, l1_anchor=1.0, skip=True, discriminator_beta1=0.5, discriminator_gain=32,
             generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8,
             network="thin", reading_height=15, precision="fp32"),
-    Profile("laptop", "crohme2014+wikipedia", height=64, symbol_height=12, base_channels=32, batch=8,
-            gan_iterations=2000, warmup_iterations=800, synthetic_images=10_000, recognizer_steps=2000,
-            reader_steps=5000, updates=7_100, printed_formulas=8_000, l1_anchor=1.0, anchor_size=8,
-            matched_targets=True, skip=True, z_reward=5.0, generator_lr=2e-4, discriminator_lr=4e-4,
-            discriminator_beta1=0.5, discriminator_gain=32, task_lr=1e-3, recognizer_lr=1e-3,
-            recognizer_stride=8, network="wide", reading_height=15),
+    Profile("laptop", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=6,
+            gan_iterations=1200, warmup_iterations=150, synthetic_images=10_000, recognizer_steps=800,
+            reader="content", updates=7_100, printed_formulas=8_000, l1_anchor=0.05, anchor_size=8,
+            matched_targets=True, skip=True, reach=12, fold=2, cells=True, seen=True, judge="default", loose=0.6,
+            generator_lr=6e-4, discriminator_lr=6e-4, discriminator_beta1=0.5, discriminator_gain=8, task_lr=1e-3,
+            recognizer_lr=1e-3, recognizer_stride=8, network="wide", reading_height=15),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
             printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32,

@@ -26,8 +26,10 @@ class Planned:
 # %% ../nbs/09ba_plan.ipynb #07e4bda2
 def table1_plan(profile: Profile) -> list[Planned]:
     "The runs of Table 1 in order."
-    def gans(rows, seed): return [Planned(row, seed, n) for row in rows for n in kept_iterations(profile)]
-    return [*map(Planned, "LPS"), *gans("712", 0), *gans("3456", 0), *gans("712", 1), *gans("712", 2)]
+    *earlier, last = kept_iterations(profile)
+    def gans(rows, iterations, seed=0): return [Planned(row, seed, n) for row in rows for n in iterations]
+    return [*map(Planned, "LPS"), *gans("7123456", [last]), *gans("7123456", earlier),
+            *gans("712", [last], 1), *gans("712", [last], 2)]
 
 # %% ../nbs/09ba_plan.ipynb #a152f3a0
 TABLE2_PLAN = [*map(Planned, ("V", "VIII", "S", "P", "VI", "VII", "D", "Y", "I", "II", "III", "IV")),

@@ -7,8 +7,8 @@ __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 
            'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'demo_ink', 'corpus', 'Images', 'image_sets',
            'stitch_prints', 'stitched_set', 'gan_streams', 'loosen_prints', 'file_digest', 'gan_figures', 'gan_sets',
            'kept_iterations', 'generator', 'writing_run', 'written_set', 'print_set', 'image_losses', 'read_images',
-           'recognizer', 'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set', 'ink_figures',
-           'typeset_figures', 'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab',
+           'recognizer', 'reader_weights', 'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set',
+           'ink_figures', 'typeset_figures', 'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab',
            'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
@@ -447,6 +447,12 @@ def recognizer(
     determined = run.fields("recognizer_batch", "recognizer_lr", "precision")
     return stage(run, "recognizer", 2, build, inputs=sources, steps=steps, seed=run.seed,
                  config=dataclasses.asdict(config), recipe=recipe.facts() if recipe else None, **determined, **identity)
+
+
+def reader_weights(run: Run) -> Path:  # of a recogniser
+    "The profile's reader, or one that is trained for the run."
+    if run.profile.reader: return weights_file(run.profile.reader, "recognizer")
+    return reader(run).product / "best.safetensors"
 
 
 def content_formulas(

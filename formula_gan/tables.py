@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from .core import SIZINGS, FormulaGanError, Profile, atomic_path, cast_value, derive_seed, tile, weights_file
-from .data import ImageSet, Stream, collate, pad_margin
+from .data import ImageSet, Stream, collate, pad_margin, rescale_set
 from .scans import read_test_set
 from .evaluation import NGramModel, compare, evaluate, exprate_interval, image_features, kernel_distance, perplexity
+from .reading import trained_profile
 from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TABLE1_CONTROLS,
                                  TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
                                  results_table, write_row)
 from .stages import (Run, Stage, content_formulas, corpus, generator, guided_recognizer, image_losses,
-                                image_sets, ink_figures, ink_set, make_run, pictures, print_set, read_images, reader,
+                                image_sets, ink_figures, ink_set, make_run, pictures, print_set, read_images, reader_weights,
                                 reading_run, recognizer, resized, stitched_set, typeset_figures, written_set)
 from .task_model import load_recognizer
 from .tokenizer import Vocab
@@ -155,13 +156,15 @@ def set_figures(
     """What the reader reads back of a set, and how far the set is from training ink (KID on the reader's features, as
     many images of either)."""
     sets = image_sets(run).product
-    model = load_recognizer(reader(run).product / "best.safetensors", run.device)
+    model = load_recognizer(reader_weights(run), run.device)
+    known = trained_profile(model)
+    def seen(images): return rescale_set(images, known.symbol_height / run.profile.symbol_height)
     wanted = set(content_formulas(sets["synthetic_print"]))
-    content = images.subset(n for n, tokens in enumerate(images.tokens) if tokens in wanted)
-    read_back = evaluate(read_images(model, content, run.profile, 1, run.device), content.tokens)
+    content = seen(images.subset(n for n, tokens in enumerate(images.tokens) if tokens in wanted))
+    read_back = evaluate(read_images(model, content, known, 1, run.device), content.tokens)
     order = np.random.default_rng(derive_seed("kid", run.seed)).permutation(len(sets["train_ink"]))
-    ink = sets["train_ink"].subset(order[:len(content)])
-    kid = kernel_distance(*(image_features(model, part, run.profile, run.device) for part in (content, ink)))
+    ink = seen(sets["train_ink"].subset(order[:len(content)]))
+    kid = kernel_distance(*(image_features(model, part, known, run.device) for part in (content, ink)))
     return {"content_exprate": round(read_back.exprate, 2), "kid": round(kid.value, 5)}
 
 
@@ -548,7 +551,6 @@ def score_test_set(
     progress: bool = True,
 ) -> TestScores:
     "Score a recogniser on any test set. Symbols that it does not know cannot be read and count as errors."
-    from formula_gan.reading import trained_profile
     if sizing and sizing not in SIZINGS:
         raise FormulaGanError(f"test_norm={sizing!r}: choose one of {', '.join(SIZINGS)}")
     profile = trained_profile(model)

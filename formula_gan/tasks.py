@@ -97,7 +97,7 @@ def content_judge(
     vocab: Vocab,
 ) -> SymbolJudge | None:  # None where Eq 7's task model judges, or nobody
     "The profile's judge, which sees images at the symbol height that it was trained on."
-    if not (profile.judge and profile.lambda_): return None
+    if not profile.judge: return None
     model = load_recognizer(profile.judge)
     return SymbolJudge(model, vocab, model.facts["symbol_height"] / profile.symbol_height)
 
@@ -194,8 +194,9 @@ class GanTask:
                               reach=profile.reach)
         discriminator = Discriminator(profile.base_channels, attention=attention, gain=profile.discriminator_gain,
                                       fold=profile.fold, cells=profile.cells)
-        self.judge = content_judge(profile, vocab)
-        if profile.seen: discriminator.seen = SeenVerdicts(self.judge)
+        judge = content_judge(profile, vocab)
+        if profile.seen: discriminator.seen = SeenVerdicts(judge)
+        self.judge = judge if profile.lambda_ else None
         self.models = GanModels(generator, discriminator, task)
         self.modules = {name: m.to(memory_format=torch.channels_last)
                         for name, m in vars(self.models).items() if m is not None}
