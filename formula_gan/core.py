@@ -72,6 +72,7 @@ class Profile:
     # where symbols stand), or "thin" (light in Table 1, a small wide one in Table 2)
     network: str = "dense"
     reading_height: float = 0.0  # px, median symbol height of a guided recogniser's images; 0: `symbol_height`
+    exchange: float = 0.0  # share of an ink's symbols that a guided recogniser is shown in other people's writing
     precision: str = "bf16"  # "bf16" (autocast) or "fp32"
     workers: int = 2  # processes that typeset and read ink
 
@@ -89,10 +90,11 @@ PROFILES = {p.name: p for p in (
             network="thin", reading_height=15, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=6,
             gan_iterations=1200, warmup_iterations=150, synthetic_images=10_000, recognizer_steps=800,
-            reader="content", updates=7_100, printed_formulas=8_000, l1_anchor=0.05, anchor_size=8,
+            reader="content", updates=6_000, printed_formulas=8_000, l1_anchor=0.05, anchor_size=8,
             matched_targets=True, skip=True, reach=12, fold=2, cells=True, seen=True, judge="default", loose=0.6,
             generator_lr=6e-4, discriminator_lr=6e-4, discriminator_beta1=0.5, discriminator_gain=8, task_lr=1e-3,
-            recognizer_lr=1e-3, recognizer_stride=8, network="wide", reading_height=15),
+            recognizer_lr=1e-3, recognizer_stride=8, network="wide", reading_height=15,
+            exchange=0.4),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
             printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32,
@@ -142,7 +144,7 @@ def get_profile(
     if profile.discriminator_beta1 >= 1 or profile.ema_decay >= 1:
         raise FormulaGanError("discriminator_beta1 and ema_decay are shares of the past: below 1")
     may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "z_reward", "ema_decay",
-                   "discriminator_beta1", "reading_height", "loose", "reach")
+                   "discriminator_beta1", "reading_height", "loose", "reach", "exchange")
     for field, kind in kinds.items():
         value = getattr(profile, field)
         if kind in (int, float) and (value < 0 or value == 0 and field not in may_be_zero):

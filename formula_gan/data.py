@@ -12,7 +12,7 @@ __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'ImageSet', 'print_bold', '
 # %% ../nbs/04_data.ipynb #a53bde70
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -475,6 +475,11 @@ class Drawing:
     loose: float = 1.0  # of the symbols, `drawing.Hand`
     faults: float = 0.0  # share of images with a photo's faults
     border: int = 4  # px of blank around the ink, on average
+    exchange: float = 0.0  # share of a written figure's symbols that are exchanged for other writers'
+
+    def facts(self) -> dict:  # JSON values
+        "What names a training that draws so; the exchange only where there is one."
+        return {k: v for k, v in asdict(self).items() if k != "exchange" or v}
 
     def size(self, rng) -> float:  # px of the median symbol
         "A batch's own symbol height."
@@ -521,6 +526,7 @@ class FigureStream:
         self.domains = [s.domain for s in sets]
         self.seed, self.pool = seed, pool
         self.turns = Turns([len(s) for s in sets], seed)
+        self.pools = {}  # set -> symbols to exchange
         self.counts = []  # batches of each pool
         self.cached = (-1, None)  # the newest pool's
 
@@ -537,6 +543,14 @@ class FigureStream:
         self.cached = (number, [groups[i] for i in rng.permutation(len(groups))])
         return self.cached[1]
 
+    def figure(self, which: int, n: int, rng: np.random.Generator):  # drawing.Figure or drawing.Picture
+        "A figure of a set; a written one with some symbols exchanged."
+        from formula_gan.exchange import SymbolPool, exchange
+        figure, share = self.sets[which][n], self.drawing.exchange
+        if not share or self.domains[which] == PRINTED or not hasattr(figure, "symbol"): return figure
+        if which not in self.pools: self.pools[which] = SymbolPool(self.sets[which])
+        return exchange(figure, self.pools[which], share, rng)
+
     def place(self, step: int) -> tuple[int, int]:
         "Pool of a batch and its number there."
         while sum(self.counts) <= step: self.counts.append(len(self.batches(len(self.counts))))
@@ -549,9 +563,11 @@ class FigureStream:
         group = self.batches(pool)[number]
         rng = np.random.default_rng(derive_seed(self.seed, "draw", int(step)))
         aspect, shear = proportions(rng)
-        drawn = [draw_item(self.sets[which][n], self.drawing, size, aspect, shear, rng) for which, n, size in group]
+        figures = [self.figure(which, n, rng) for which, n, _ in group]
+        sizes = [size for *_, size in group]
+        drawn = [draw_item(figure, self.drawing, size, aspect, shear, rng) for figure, size in zip(figures, sizes)]
         images, boxes = zip(*drawn)
-        tokens = [self.sets[which].tokens[n] for which, n, _ in group]
+        tokens = [figure.tokens for figure in figures]
         ids = [self.vocab.encode(t.split()) for t in tokens]
         domains = [self.domains[which] for which, _, _ in group]
         return collate(images, ids, domains, tokens, multiple=8, boxes=boxes)

@@ -105,7 +105,7 @@ class GuidedTask:
             streams[first] = FigureStream(part, vocab, drawing, derive_seed(seed, "phase", first) if first else seed)
         self.stream = PhasedStream(streams)
         self.spec = {"kind": "guided recognizer", "seed": seed, "config": asdict(self.live.config),
-                     "recipe": recipe.facts(), "drawing": asdict(drawing), "precision": profile.precision,
+                     "recipe": recipe.facts(), "drawing": drawing.facts(), "precision": profile.precision,
                      "vocab": vocab.to_list(), "sets": [len(s) for s in sets]}
 
     def __len__(self): return 2**31

@@ -610,7 +610,7 @@ def guided_recognizer(
     profile = run.profile
     recipe, config = guided_recipe(profile), guided_config(profile)
     height = profile.height if profile.sizing == "height" else profile.symbol_height
-    drawing = drawing or Drawing(height, profile.sizing.partition("-")[0])
+    drawing = drawing or Drawing(height, profile.sizing.partition("-")[0], exchange=profile.exchange)
     if profile.network == "thin": drawing = dataclasses.replace(drawing, area=30_000)  # many small steps
     def build(folder):
         images, symbols = valid(), vocab()
@@ -625,7 +625,7 @@ def guided_recognizer(
         every = max(20, min(500, steps // 4))
         trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=every)
         return {"minutes": trainer.minutes, "steps": steps}
-    identity = {"config": dataclasses.asdict(config), "recipe": recipe.facts(), "drawing": dataclasses.asdict(drawing)}
+    identity = {"config": dataclasses.asdict(config), "recipe": recipe.facts(), "drawing": drawing.facts()}
     begun = file_digest(weights_file(start, "recognizer")) if start else None
     return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed, **identity,
                  vocabulary=vocabulary, begun=begun, **run.fields("precision"))
@@ -676,6 +676,6 @@ def general_recognizer(
     stitched = typeset_figures(run, "stitched", to_stitch, inputs=[corpus(run)], last=GENERAL_STITCHED)
     printed = typeset_figures(run, "print", to_print, fonts, [corpus(run)], last=GENERAL_PRINTED)
     ink = ink_figures(run)
-    drawing = Drawing(sized.profile.symbol_height, tilt=2.0, faults=0.4)
+    drawing = Drawing(sized.profile.symbol_height, tilt=2.0, faults=0.4, exchange=run.profile.exchange)
     return guided_recognizer(sized, "general", [ink, stitched, ink, printed], valid, vocab, "general",
                              steps or run.profile.updates, drawing, start)
