@@ -257,6 +257,7 @@ def draw_figure(
     fixed = np.rint((points * FINE - 0.5) * 2 ** bits).astype("int32")
     lines = np.split(fixed, figure.starts[1:])
     strokes = [line for line, filled in zip(lines, figure.filled) if not filled]
+    strokes = [np.repeat(line, 2, axis=0) if len(line) == 1 else line for line in strokes]  # a dot is drawn as a line
     thickness = max(1, int(pen * FINE + rng.random()))
     if strokes: cv2.polylines(canvas, strokes, False, 255, thickness, cv2.LINE_8, bits)
     if figure.filled.any():
