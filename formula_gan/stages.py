@@ -23,7 +23,7 @@ from .core import (PROFILES, FormulaGanError, Profile, cast_value, derive_seed, 
                               mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
 from .corpora import DEMO_TRAIN, load_corpus
-from .data import (HANDWRITTEN, ImageSet, draw_ink, draw_loose, ink_images, ordered_batches, print_images,
+from .data import (HANDWRITTEN, ImageSet, draw_ink, draw_loose, ink_images, loosens, ordered_batches, print_images,
                               rescale_set, resize_set, typeset_in_parts)
 from .evaluation import evaluate
 from .tokenizer import Vocab
@@ -267,7 +267,7 @@ def loosen_prints(
     prints: ImageSet,  # formulas with their looks
     run: Run,
 ) -> ImageSet:  # as many images, in print
-    "Printed formulas once more, as loose as the profile asks for before its generator rewrites them."
+    "Printed formulas once more, as the profile wants them before its generator rewrites them."
     from formula_gan.drawing import box_list
     looks = prints.extra
     layouts = typeset_in_parts(prints.tokens, looks, run.profile.workers, run.progress)
@@ -291,7 +291,8 @@ def gan_figures(run: Run) -> dict:  # name of `GAN_SETS` -> stage of a FigureSet
     def prints(name):
         def formulas(): return images.product[name].tokens
         def fonts(_): return [extra["font"] for extra in images.product[name].extra]
-        return typeset_figures(run, "print", formulas, fonts, [images], of=name)
+        kind = "penned" if run.profile.penned else "print"
+        return typeset_figures(run, kind, formulas, fonts, [images], of=name)
     return {name: ink_figures(run) if name == "train_ink" else prints(name) for name in GAN_SETS}
 
 # %% ../nbs/09a_stages.ipynb #dd8c8c15
@@ -349,10 +350,11 @@ def writing_run(
     run: Run,
     generator,  # Generator
 ) -> Run:
-    "The run at the sizes that a generator writes in, its print as loose as in its training."
+    "The run at the sizes that a generator writes in, its print as loosened as in its training."
     from formula_gan.reading import trained_profile
     known = trained_profile(generator)
-    own = run.of(height=known.height, symbol_height=known.symbol_height, sizing=known.sizing, loose=known.loose)
+    own = run.of(height=known.height, symbol_height=known.symbol_height, sizing=known.sizing, loose=known.loose,
+                 penned=known.penned)
     return run if own.profile == run.profile else own
 
 # %% ../nbs/09a_stages.ipynb #d0db0dd0
@@ -370,14 +372,14 @@ def written_set(
         network = load_generator(weights.product if made else weights)
         own = writing_run(run, network)
         prints = image_sets(own).product["synthetic_print"]
-        if own.profile.loose: prints = loosen_prints(prints, own)
+        if loosens(own.profile): prints = loosen_prints(prints, own)
         made_images = handwrite(network, prints, own.profile, run.seed, run.device, run.progress)
         rescale_set(made_images, run.profile.symbol_height / own.profile.symbol_height).save(folder)
         return {"minutes": (time.monotonic() - start) / 60}
     digest = None if made else file_digest(weights)
     inputs = [images, weights] if made else [images]
     return stage(run, "synthetic", 2 if made else 3, build, ImageSet.load, inputs, weights=digest, seed=run.seed,
-                 loose=run.profile.loose or None)
+                 loose=run.profile.loose or None, penned=run.profile.penned or None)
 
 
 def print_set(run: Run) -> Stage:  # of an ImageSet
@@ -539,7 +541,7 @@ def ink_figures(run: Run) -> Stage:  # of a FigureSet
 # %% ../nbs/09a_stages.ipynb #955ada0a
 def typeset_figures(
     run: Run,
-    name: str,  # "print" or "stitched"
+    name: str,  # "print", "penned" or "stitched"
     formulas,  # callable() -> normal forms
     fonts="mathnormal",  # callable(formulas) -> one for each, or one for all
     inputs=(),  # stages that the formulas come from
@@ -548,8 +550,10 @@ def typeset_figures(
     "Formulas in print, or stitched from the training writers' symbols, with print for what nobody wrote."
     from formula_gan.drawing import print_figure, stitched_figure
     from formula_gan.ink import InkError
+    from formula_gan.penned import penned_figure
     from formula_gan.rendering import Layout, typeset_many
     from formula_gan.stitching import SymbolBank
+    printed = penned_figure if name == "penned" else print_figure
     def figures():
         wanted = formulas()
         chosen = fonts(wanted) if callable(fonts) else fonts
@@ -558,7 +562,7 @@ def typeset_figures(
         for n, (latex, layout) in enumerate(zip(wanted, layouts)):
             if not isinstance(layout, Layout): continue
             rng = np.random.default_rng(derive_seed("stitch", run.seed, n))
-            try: yield print_figure(latex, layout) if bank is None else stitched_figure(latex, layout, bank, rng)
+            try: yield printed(latex, layout) if bank is None else stitched_figure(latex, layout, bank, rng)
             except InkError: continue
     return figure_set(run, name, figures, [corpus(run), *inputs], seed=run.seed, **identity)
 

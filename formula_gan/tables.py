@@ -28,7 +28,8 @@ from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TA
                                  TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
                                  results_table, write_row)
 from .stages import (Run, Stage, content_formulas, corpus, generator, guided_recognizer, image_losses,
-                                image_sets, ink_figures, ink_set, make_run, pictures, print_set, read_images, reader_weights,
+                                image_sets, ink_figures, ink_set, make_run, pictures, print_set, read_images,
+                                reader_weights,
                                 reading_run, recognizer, resized, stitched_set, typeset_figures, written_set)
 from .task_model import load_recognizer
 from .tokenizer import Vocab
@@ -207,7 +208,8 @@ def language_figures(run: Run) -> dict:  # columns of table1.csv
 GAN_ONLY = (  # fields without a part in rows that have no GAN
     "lambda_", "skip", "matched_targets", "z_reward", "l1_anchor", "gan_iterations", "warmup_iterations", "anchor_size",
     "generator_lr", "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr",
-    "ema_decay", "base_channels", "printed_formulas", "reach", "fold", "cells", "seen", "judge", "loose")
+    "ema_decay", "base_channels", "printed_formulas", "reach", "fold", "cells", "seen", "judge", "loose",
+    "penned")
 
 
 def row_columns(

@@ -44,9 +44,10 @@ def small_recognizer(
 
 # %% ../nbs/07a_tasks.ipynb #3eb55ecf
 GAN_FIELDS = ("data", "height", "symbol_height", "sizing", "max_tokens", "printed_formulas", "base_channels", "batch",
-              "warmup_iterations", "l1_anchor", "anchor_size", "matched_targets", "skip", "lambda_", "generator_lr", "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr",
-              "ema_decay", "recognizer_stride", "network", "precision")
-NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "seen", "judge", "loose")  # no part of a training that has them off
+              "warmup_iterations", "l1_anchor", "anchor_size", "matched_targets", "skip", "lambda_", "generator_lr",
+              "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr", "ema_decay", "recognizer_stride", "network", "precision")
+# no part of a training that has them off
+NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "seen", "judge", "penned", "loose")
 
 
 def gan_settings(
@@ -72,7 +73,7 @@ def size_facts(
     "What a model's file says of the images that it knows."
     sizes = {"profile": profile.name, "height": profile.height, "symbol_height": profile.symbol_height,
              "sizing": profile.sizing}
-    return sizes | ({"loose": profile.loose} if profile.loose else {})
+    return sizes | {name: getattr(profile, name) for name in ("loose", "penned") if getattr(profile, name)}
 
 # %% ../nbs/07a_tasks.ipynb #b0dc19b9
 def gan_optimizers(
@@ -88,8 +89,9 @@ def gan_optimizers(
 
 # %% ../nbs/07a_tasks.ipynb #ee181ca6
 def draws_anew(profile: Profile) -> bool:
-    "Whether a GAN sees figures, drawn anew each time, instead of images: to loosen them, or to know their boxes."
-    return bool(profile.judge or profile.loose)
+    """Whether a GAN sees figures, drawn anew each time, instead of images: to know their boxes, to loosen them or to
+    write them with a pen."""
+    return bool(profile.judge or profile.loose or profile.penned)
 
 # %% ../nbs/07a_tasks.ipynb #aec95747
 def content_judge(
@@ -103,7 +105,8 @@ def content_judge(
 
 # %% ../nbs/07a_tasks.ipynb #a1c91c7a
 class SeenVerdicts(nn.Module):
-    "Logits per cell on the two maps of a frozen recogniser's encoder: what a discriminator makes of what it sees there."
+    """Logits per cell on the two maps of a frozen recogniser's encoder: what a discriminator makes of what it sees
+    there."""
 
     def __init__(
         self,
