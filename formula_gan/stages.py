@@ -23,8 +23,8 @@ from .core import (PROFILES, FormulaGanError, Profile, cast_value, derive_seed, 
                               mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
 from .corpora import DEMO_TRAIN, load_corpus
-from .data import (HANDWRITTEN, ImageSet, draw_ink, draw_loose, ink_images, loosens, ordered_batches, print_images,
-                              rescale_set, resize_set, typeset_in_parts)
+from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_loose, ink_images, loosens, ordered_batches,
+                              print_images, rescale_set, resize_set, typeset_in_parts)
 from .evaluation import evaluate
 from .tokenizer import Vocab
 
@@ -520,12 +520,13 @@ def figure_set(
     name: str,
     figures,  # callable() -> iterable of Figure
     inputs=(),
+    domain: int | None = None,  # as of `FigureSet`
     **identity,  # what else determines them
 ) -> Stage:  # of a FigureSet
     "The stage of some figures."
     from formula_gan.drawing import FigureSet
     def build(folder):
-        made = FigureSet(figures())
+        made = FigureSet(figures(), domain)
         made.save(folder / "figures.npz")
         return {"figures": len(made)}
     def load(folder): return FigureSet.load(folder / "figures.npz")
@@ -564,7 +565,8 @@ def typeset_figures(
             rng = np.random.default_rng(derive_seed("stitch", run.seed, n))
             try: yield printed(latex, layout) if bank is None else stitched_figure(latex, layout, bank, rng)
             except InkError: continue
-    return figure_set(run, name, figures, [corpus(run), *inputs], seed=run.seed, **identity)
+    domain = None if name == "stitched" else PRINTED
+    return figure_set(run, name, figures, [corpus(run), *inputs], domain, seed=run.seed, **identity)
 
 # %% ../nbs/09a_stages.ipynb #f4553bf8
 def pictures(

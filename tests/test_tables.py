@@ -130,7 +130,7 @@ def test_a_longer_training_goes_on_from_a_shorter_one():
 def test_every_field_tells_two_lines_apart(tmp_path, field):
     "Two lines of a table that differ in one field of the profile only."
     value = getattr(TINY, field)
-    other = {"data": "crohme2014+wikipedia", "sizing": "height", "precision": "bf16", "recognizer_stride": 16, "network": "wide", "judge": "ink"}.get(
+    other = {"data": "crohme2014+wikipedia", "sizing": "height", "precision": "bf16", "recognizer_stride": 16, "network": "wide", "judge": "ink", "reader": "content"}.get(
         field, (not value) if isinstance(value, bool) else value + 0.25 if isinstance(value, float) else value + 1 if isinstance(value, int) else None)
     if field == "discriminator_beta1": other = 0.25
     if field == "ema_decay": other = 0.5
@@ -250,5 +250,5 @@ def test_a_plan_runs_what_the_table_lacks(monkeypatch, tmp_path):
 
 def test_the_plan_decides_the_controls_first():
     plan = table1_plan(get_profile("paper"))
-    assert plan[:4] == [Planned("L"), Planned("P"), Planned("S"), Planned("7", 0, 100_000)] and plan[-1] == Planned("2", 2, 300_000)
+    assert plan[:4] == [Planned("L"), Planned("P"), Planned("S"), Planned("7", 0, 300_000)] and plan[-1] == Planned("2", 2, 300_000)
     assert {p.row for p in plan if not p.seed} == {*ROWS, *CONTROLS} and len(set(plan)) == len(plan)
