@@ -607,9 +607,9 @@ def guided_recognizer(
     steps: int,
     drawing=None,  # `data.Drawing`; None: at the profile's sizing, without a photo's faults
     start: str = "",  # a recogniser to go on from: a file, or the name of shipped weights
+    chosen_by: str = "wer",  # what the kept checkpoint is lowest in on validation ink: "wer" or "nll", the loss a token
 ) -> Stage:  # of its folder, with best.safetensors, last.safetensors and metric.csv
-    """A guided recogniser; the checkpoint of lowest word error rate on validation ink is kept, loss and ExpRate beside
-    it."""
+    "A guided recogniser; its checkpoints' WER, ExpRate and loss on validation ink are logged."
     from formula_gan.data import Drawing
     from formula_gan.guided import GuidedTask, guided_config, guided_recipe
     from formula_gan.task_model import load_recognizer
@@ -627,14 +627,16 @@ def guided_recognizer(
         def metric(task):
             scores = evaluate(read_images(task.model, images, profile, 1, run.device), images.tokens)
             loss = float(np.concatenate(image_losses(task.model, images, profile, run.device)).mean())
-            return {"metric": scores.wer, "exprate": scores.exprate, "nll": loss}
+            chosen = {"wer": scores.wer, "nll": loss}[chosen_by]
+            return {"metric": chosen, "wer": scores.wer, "exprate": scores.exprate, "nll": loss}
         every = max(20, min(500, steps // 4))
         trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=every)
         return {"minutes": trainer.minutes, "steps": steps}
     identity = {"config": dataclasses.asdict(config), "recipe": recipe.facts(), "drawing": drawing.facts()}
     begun = file_digest(weights_file(start, "recognizer")) if start else None
     return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed, **identity,
-                 vocabulary=vocabulary, begun=begun, **run.fields("precision"))
+                 vocabulary=vocabulary, begun=begun, chosen_by=None if chosen_by == "wer" else chosen_by,
+                 **run.fields("precision"))
 
 # %% ../nbs/09a_stages.ipynb #b2a167c8
 GENERAL_STITCHED = 36_000  # formulas of the packaged recogniser in stitched ink

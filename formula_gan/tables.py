@@ -143,7 +143,7 @@ def small_model(
         sized = reading_run(run)
         def valid(): return ink_set(sized, "symbol").product["valid"]
         def vocab(): return corpus(run).product.vocab
-        return guided_recognizer(sized, name, [pictures(run, source)], valid, vocab, "corpus", steps)
+        return guided_recognizer(sized, name, [pictures(run, source)], valid, vocab, "corpus", steps, chosen_by="nll")
     def choose(products): return products
     def valid(): return images.product["valid_ink"]
     def vocab(): return images.product.vocab
