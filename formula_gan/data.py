@@ -7,7 +7,7 @@ __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'ImageSet', 'print_bold', '
            'ink_sizes', 'draw_ink', 'print_looks', 'typeset_in_parts', 'print_images', 'ink_images', 'margin',
            'Augmentation', 'augment', 'random_map', 'pad_margin', 'scale_image', 'resize_set', 'rescale_set', 'Batch',
            'collate', 'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream', 'proportions',
-           'random_hand', 'loosens', 'draw_loose', 'draw_item', 'ordered_batches']
+           'random_hand', 'loosens', 'draw_by_hand', 'draw_loose', 'draw_item', 'ordered_batches']
 
 # %% ../nbs/04_data.ipynb #a53bde70
 import json
@@ -598,6 +598,20 @@ def loosens(profile: Profile) -> bool:
     return bool(profile.loose or profile.penned)
 
 
+def draw_by_hand(
+    figure,  # drawing.Figure
+    profile: Profile,
+    size: float,  # relative to the matched size
+    seed: int,
+    loose: float = 0.0,  # of its symbols, as of `drawing.Hand`
+) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
+    "A figure as training draws it, with a pen and a slant of its own, and the boxes of its tokens."
+    rng = np.random.default_rng(seed)
+    drawing = Drawing(profile.symbol_height, loose=loose)
+    hand = random_hand(drawing, size * profile.symbol_height, *proportions(rng), rng)
+    return figure.draw(hand, rng, (1, 1, 1, 1))
+
+
 def draw_loose(
     latex: str,  # normal form
     layout,  # rendering.Layout
@@ -608,11 +622,8 @@ def draw_loose(
     "Print as a profile loosens it, by a random hand, and the boxes of its tokens."
     from formula_gan.drawing import print_figure
     from formula_gan.penned import penned_figure
-    rng = np.random.default_rng(seed)
-    drawing = Drawing(profile.symbol_height, loose=profile.loose)
-    hand = random_hand(drawing, size * profile.symbol_height, *proportions(rng), rng)
     figure = (penned_figure if profile.penned else print_figure)(latex, layout)
-    return figure.draw(hand, rng, (1, 1, 1, 1))
+    return draw_by_hand(figure, profile, size, seed, profile.loose)
 
 # %% ../nbs/04_data.ipynb #60c4467d
 def draw_item(

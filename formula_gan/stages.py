@@ -23,8 +23,8 @@ from .core import (PROFILES, FormulaGanError, Profile, cast_value, derive_seed, 
                               mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
 from .corpora import DEMO_TRAIN, load_corpus
-from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_loose, ink_images, loosens, ordered_batches,
-                              print_images, rescale_set, resize_set, typeset_in_parts)
+from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_by_hand, draw_ink, draw_loose, ink_images, loosens,
+                              ordered_batches, print_images, rescale_set, resize_set, typeset_in_parts)
 from .evaluation import evaluate
 from .tokenizer import Vocab
 
@@ -206,10 +206,11 @@ def stitch_prints(
     prints: ImageSet,  # formulas with their sizes
     bank,  # ink.SymbolBank
     run: Run,
+    hands: bool = False,  # each drawn by a random hand, as in training, instead of all with one pen
 ) -> ImageSet:  # `extra` holds each image's place among the prints as `number`; what the bank cannot write is left out
     """Printed formulas once more, in ink stitched from a bank's symbols, as large as the print, with the boxes of its
     tokens."""
-    from formula_gan.drawing import box_list, ink_boxes
+    from formula_gan.drawing import box_list, ink_boxes, ink_figure
     from formula_gan.ink import InkError
     from formula_gan.placing import print_tokens
     from formula_gan.rendering import Layout, typeset_many
@@ -225,9 +226,13 @@ def stitch_prints(
         try: ink = stitch(layout, bank, rng, latex=prints.tokens[n])
         except InkError: continue
         size = prints.extra[n]["size"]
-        images.append(np.uint8(np.round(255 * draw_ink(ink, run.profile, size))))
-        token = print_tokens(ink.latex, layout)[[symbol.place for symbol in ink.symbols]]
-        boxes = ink_boxes(ink, token, images[-1].shape, max(1.5, 0.1 * size * run.profile.symbol_height), 1)
+        if hands:
+            image, boxes = draw_by_hand(ink_figure(ink), run.profile, size, derive_seed("hand", run.seed, n))
+        else:
+            image = np.uint8(np.round(255 * draw_ink(ink, run.profile, size)))
+            token = print_tokens(ink.latex, layout)[[symbol.place for symbol in ink.symbols]]
+            boxes = ink_boxes(ink, token, image.shape, max(1.5, 0.1 * size * run.profile.symbol_height), 1)
+        images.append(image)
         extra.append({"number": n, "size": size, "boxes": box_list(boxes)})
         kept.append(n)
     return ImageSet(images, [prints.tokens[n] for n in kept], HANDWRITTEN, extra)
