@@ -6,13 +6,13 @@
 __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'ImageSet', 'print_bold', 'print_em', 'draw_print', 'oracle_heights',
            'ink_sizes', 'draw_ink', 'print_looks', 'typeset_in_parts', 'print_images', 'ink_images', 'margin',
            'Augmentation', 'augment', 'random_map', 'pad_margin', 'scale_image', 'resize_set', 'rescale_set', 'Batch',
-           'collate', 'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream', 'proportions',
-           'random_hand', 'loosens', 'draw_by_hand', 'draw_loose', 'draw_item', 'ordered_batches']
+           'collate', 'Packed', 'packed', 'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream',
+           'proportions', 'random_hand', 'loosens', 'draw_by_hand', 'draw_loose', 'draw_item', 'ordered_batches']
 
 # %% ../nbs/04_data.ipynb #a53bde70
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -378,6 +378,43 @@ def collate(
         for n, box in enumerate(boxes): placed[n, :len(box)] = box
         batch.boxes = torch.from_numpy(placed)
     return batch
+
+# %% ../nbs/04_data.ipynb #773cd957
+@dataclass
+class Packed:
+    "A `Batch` under way, its images as bytes."
+    pixels: "torch.Tensor"  # uint8 (B,1,H,W), ink 255
+    sizes: "torch.Tensor"  # int64 (B,2): height and width of each image
+    ids: "torch.Tensor"
+    domain: "torch.Tensor"
+    tokens: list
+    boxes: "torch.Tensor | None"
+
+    def to(self, device, memory_format=None) -> Batch:
+        "The batch on a device."
+        import torch
+        pixels, sizes = (t.to(device, non_blocking=True) for t in (self.pixels, self.sizes))
+        inside = [torch.arange(side, device=device) < sizes[:, axis, None] for axis, side in enumerate(pixels.shape[2:])]
+        mask = (inside[0][:, :, None] & inside[1][:, None]).float()[:, None]
+        whole = Batch(pixels.float() / 255, mask, self.ids, self.domain, self.tokens, self.boxes)
+        return whole.to(device, memory_format)
+
+    def pin_memory(self) -> "Packed":  # for `DataLoader`
+        "The same in memory that a GPU reads by itself."
+        pinned = {k: v.pin_memory() for k, v in vars(self).items() if k != "tokens" and v is not None}
+        return replace(self, **pinned)
+
+
+def packed(
+    batch: Batch,  # of images that were bytes before `collate`; or a tuple of such batches
+):  # Packed, or a tuple of them
+    "Ready to leave the process that prepared it."
+    import torch
+    if not isinstance(batch, Batch): return tuple(map(packed, batch))
+    sizes = torch.stack([batch.mask[:, 0, :, 0].sum(1), batch.mask[:, 0, 0].sum(1)], 1).long()
+    pixels = (255 * batch.x).round().to(torch.uint8)
+    return Packed(pixels, sizes, batch.ids, batch.domain, batch.tokens, batch.boxes)
+
 
 # %% ../nbs/04_data.ipynb #c42bf120
 class Turns:

@@ -16,7 +16,7 @@ from .core import Profile, derive_seed
 from .data import Drawing, FigureStream
 from .task_model import Recognizer, RecognizerConfig, save_recognizer
 from .tokenizer import Vocab
-from .tasks import PhasedStream, curriculum_phases, size_facts
+from .tasks import PhasedStream, by_device, curriculum_phases, size_facts
 from .trainer import seed_everything_for, update_average
 
 # %% ../nbs/07b_guided.ipynb #280dff74
@@ -97,7 +97,7 @@ class GuidedTask:
         plain = [p for p in self.live.parameters() if p.ndim < 2]
         heavy = [p for p in self.live.parameters() if p.ndim >= 2]
         groups = [{"params": heavy}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, recipe.lr, recipe.betas, weight_decay=recipe.decay, foreach=True)
+        optimizer = torch.optim.AdamW(groups, recipe.lr, recipe.betas, weight_decay=recipe.decay, **by_device(device))
         self.optimizers = {"recognizer": optimizer}
         drawing = drawing or Drawing(profile.symbol_height)
         streams = {}

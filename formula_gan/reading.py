@@ -106,12 +106,12 @@ def recognize_many(
     images,  # iterable of what `recognize` takes
     recognizer: Recognizer | str | Path = "default",  # a model, a .safetensors file, or a name of shipped weights
     beam_size: int = 10,
-    device: str = "cpu",
+    device: str = "cpu",  # where weights are loaded to; a model is used where it is
     together: int = 64,  # images that are read at a time
 ):  # yields a Reading or, for what cannot be read, a FormulaGanError for each image, in order
     "Read many formulas in batches of similar size."
     model = recognizer if isinstance(recognizer, Recognizer) else load_recognizer(recognizer, device)
-    profile = trained_profile(model)
+    profile, device = trained_profile(model), str(next(model.parameters()).device)
     held = []
     for image in images:
         try: held.append(prepare_image(image, profile))
@@ -136,7 +136,7 @@ def recognize(
     image,  # path, PIL image, or array (h, w) or (h, w, 3 or 4); ink dark on light or light on dark
     recognizer: Recognizer | str | Path = "default",  # a model, a .safetensors file, or a name of shipped weights
     beam_size: int = 10,  # 1 is greedy, and quicker
-    device: str = "cpu",
+    device: str = "cpu",  # where weights are loaded to; a model is used where it is
 ) -> Reading:
     """Read one formula. The image is brought to the size that the recogniser was trained on (`prepare_image`, which
     says what it takes and raises `FormulaGanError` for what it does not). For many images there is `recognize_many`."""

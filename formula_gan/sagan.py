@@ -38,18 +38,18 @@ class SpectralNorm(nn.Module):
         return (weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight).flatten(1)
 
     def iterate(self, m):
-        "One step towards the leading singular vectors u and v of m."
-        v = F.normalize(m.t().mv(self.u), dim=0)
-        u = F.normalize(m.mv(v), dim=0)
-        self.u.copy_(u)
-        self.v.copy_(v)
-        return u, v  # not the buffers, which a second forward before the backward overwrites
+        "One step towards the leading singular vectors u and v of m -> m v"
+        with torch.no_grad(): v = F.normalize(m.t().mv(self.u), dim=0)
+        mv = m.mv(v)
+        with torch.no_grad(): u = F.normalize(mv, dim=0)
+        self.u, self.v = u, v  # new ones: the backward passes of earlier forwards still want theirs
+        return mv
 
     def forward(self, weight):
         with torch.autocast(weight.device.type, enabled=False):  # 8 bits are too few for a norm
             m = self.matrix(weight)
-            with torch.no_grad(): u, v = self.iterate(m) if self.training else (self.u, self.v)
-            return weight / u.dot(m.mv(v))
+            mv = self.iterate(m) if self.training else m.mv(self.v)
+            return weight / self.u.dot(mv)
 
 # %% ../nbs/05_sagan.ipynb #9f19b2de
 def spectral(

@@ -12,15 +12,15 @@ __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 
            'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
-import dataclasses, hashlib, shutil, time
+import dataclasses, hashlib, os, shutil, time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .core import (PROFILES, FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile,
-                              mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
+from .core import (PROFILES, FormulaGanError, Profile, atomic_path, cast_value, derive_seed, finish_stage,
+                              get_profile, mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
 from .corpora import DEMO_TRAIN, load_corpus
 from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_by_hand, draw_ink, draw_loose, ink_images, loosens,
@@ -134,10 +134,11 @@ def train(
     **options,  # of `Trainer`
 ):  # the trainer, at its end
     """Train in a folder; raise `Unfinished` where the minutes end first. Batches are prepared in a process of their own
-    unless the images are tiny."""
+    unless the images are tiny, and for a GPU in as many as the profile has, shared out among the trainers."""
     from formula_gan.trainer import Trainer
     use_free_cores()
-    workers = int(run.profile.data != "demo")
+    workers = run.profile.workers // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if run.device != "cpu" else 1
+    workers = max(1, workers) if run.profile.data != "demo" else 0
     trainer = Trainer(task, folder, label=label, progress=run.progress, loader_workers=workers, **options)
     if trainer.step > task.steps:
         kept = ", ".join(sorted(path.stem for path in folder.glob("kept/*.safetensors"))) or "none"
@@ -337,7 +338,7 @@ def generator(
     def build(folder):
         kept = training.folder / "kept" / f"{steps}.safetensors"
         if not kept.exists(): return go_on(folder)
-        shutil.copyfile(kept, folder / "generator.safetensors")
+        with atomic_path(folder / "generator.safetensors") as path: shutil.copyfile(kept, path)
         return {"minutes": load_generator(kept).facts["minutes"], "steps": steps}
     def go_on(folder):
         vocab = Vocab.from_tokens([t.split() for name in GAN_SETS for t in images.product[name].tokens])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['THIN', 'GAN_FIELDS', 'NOT_THE_PAPERS', 'WIDEST', 'RECIPES', 'small_recognizer', 'gan_settings', 'recognizer_settings',
-           'size_facts', 'gan_optimizers', 'draws_anew', 'content_judge', 'SeenVerdicts', 'gan_stream', 'PairedStream',
-           'GanTask', 'triplet_sheet', 'Recipe', 'large_recognizer', 'PhasedStream', 'curriculum_phases',
-           'cosine_factor', 'RecognizerTask']
+           'size_facts', 'by_device', 'gan_optimizers', 'draws_anew', 'content_judge', 'SeenVerdicts', 'gan_stream',
+           'PairedStream', 'GanTask', 'triplet_sheet', 'Recipe', 'large_recognizer', 'PhasedStream',
+           'curriculum_phases', 'cosine_factor', 'RecognizerTask']
 
 # %% ../nbs/07a_tasks.ipynb #7827fce4
 import copy, math
@@ -76,15 +76,21 @@ def size_facts(
     return sizes | {name: getattr(profile, name) for name in ("loose", "penned") if getattr(profile, name)}
 
 # %% ../nbs/07a_tasks.ipynb #b0dc19b9
+def by_device(device: str) -> dict:  # arguments of a torch optimiser
+    "One launch a player on a GPU; on a CPU the way that all results so far were made."
+    return {"fused": True} if torch.device(device).type == "cuda" else {"foreach": True}
+
+
 def gan_optimizers(
     models: GanModels,
     profile: Profile,
+    device: str = "cpu",
 ) -> dict:  # optimisers by name
     "Adam for each player: the paper's rates in the profile `paper`."
     kinds = {"generator": (profile.generator_lr, 0.0),
              "discriminator": (profile.discriminator_lr, profile.discriminator_beta1),
              "task": (profile.task_lr, 0.9)}
-    return {name: torch.optim.Adam(getattr(models, name).parameters(), lr, (beta, 0.999), foreach=True)
+    return {name: torch.optim.Adam(getattr(models, name).parameters(), lr, (beta, 0.999), **by_device(device))
             for name, (lr, beta) in kinds.items() if getattr(models, name) is not None}
 
 # %% ../nbs/07a_tasks.ipynb #ee181ca6
@@ -204,7 +210,8 @@ class GanTask:
         self.modules = {name: m.to(memory_format=torch.channels_last)
                         for name, m in vars(self.models).items() if m is not None}
         self.modules["average"] = copy.deepcopy(generator)
-        self.optimizers = gan_optimizers(self.models, profile)
+        self.fixed = [judge] if judge is not None else []
+        self.optimizers = gan_optimizers(self.models, profile, device)
         self.source = gan_stream(profile, sources, vocab, seed, "source", profile.loose)
         self.targets = gan_stream(profile, targets, vocab, seed, "target", 0.0)
         self.stream = PairedStream(self.source, self.targets)
@@ -218,7 +225,6 @@ class GanTask:
         "Losses of one step; the warm-up has a learning rate of its own."
         profile = self.profile
         source, target = (b.to(self.device, torch.channels_last) for b in batches)
-        if self.judge is not None: self.judge.to(self.device)
         warm = step < profile.warmup_iterations
         self.optimizers["generator"].param_groups[0]["lr"] = profile.warmup_lr if warm else profile.generator_lr
         z = torch.randn(len(source.x), self.models.generator.z_dim, generator=draw).to(self.device)
@@ -322,6 +328,10 @@ class PhasedStream:
 
     def __getitem__(self, step): return self.phases[max(first for first in self.phases if first <= step)][step]
 
+    def spread(self, processes: int) -> "PhasedStream":
+        "The same phases where each step takes a batch for each process."
+        return PhasedStream({processes * first: stream for first, stream in self.phases.items()})
+
 # %% ../nbs/07a_tasks.ipynb #101f56f1
 def curriculum_phases(
     sets: list[ImageSet],
@@ -373,7 +383,7 @@ class RecognizerTask:
         kinds = {"adam": (torch.optim.Adam, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
         kind, options = kinds[self.recipe.optimizer]
         rate, images = self.recipe.rate(profile), self.recipe.images(profile)
-        self.optimizers = {"recognizer": kind(self.model.parameters(), rate, foreach=True, **options)}
+        self.optimizers = {"recognizer": kind(self.model.parameters(), rate, **by_device(device), **options)}
         self.streams = {}
         for first, part in curriculum_phases(sets, self.recipe.curriculum, self.steps, images):
             stream_seed = derive_seed(seed, "recognizer", *([first] if first else []))

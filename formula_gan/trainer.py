@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .core import FormulaGanError, atomic_path, derive_seed, mixed_precision
-from .data import HANDWRITTEN, Batch
+from .data import HANDWRITTEN, Batch, packed
 from .sagan import (Discriminator, Generator, hinge_discriminator, hinge_discriminator_cells,
                                hinge_generator, hinge_generator_cells)
 from .task_model import Recognizer, SymbolJudge
@@ -234,9 +234,12 @@ def update_average(
     "Move every weight of `average` towards `model`; statistics (buffers) are copied unless they are to be averaged."
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
-        for a, b in zip(average.buffers(), model.buffers()):
-            if statistics and a.is_floating_point(): a.lerp_(b, 1 - decay)
-            else: a.copy_(b)
+        pairs = list(zip(average.buffers(), model.buffers()))
+        follow = [pair for pair in pairs if statistics and pair[0].is_floating_point()]
+        if follow: torch._foreach_lerp_(*map(list, zip(*follow)), 1 - decay)
+        for kind in {a.dtype for a, _ in pairs}:
+            same = [(a, b) for a, b in pairs if a.dtype == kind and not (statistics and a.is_floating_point())]
+            if same: torch._foreach_copy_(*map(list, zip(*same)))
 
 # %% ../nbs/07_trainer.ipynb #1b79d0f9
 def seed_everything_for(
@@ -253,7 +256,7 @@ def place(
 ):
     "Move a task's modules to where this process computes; from then on `task.device` says where."
     if task.device == "cuda": task.device = str(accelerator.device)
-    for module in task.modules.values(): module.to(task.device)
+    for module in (*task.modules.values(), *getattr(task, "fixed", ())): module.to(task.device)
 
 # %% ../nbs/07_trainer.ipynb #9053a213
 def average_gradients(
@@ -299,8 +302,10 @@ def batch_loader(
     "Batches from a step on: this process's share."
     ranks, rank = accelerator.num_processes, accelerator.process_index
     order = range(step * ranks + rank, task.steps * ranks, ranks)
-    return DataLoader(task.stream, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=ignore_signals,
-                      prefetch_factor=4 if workers else None)
+    stream = task.stream.spread(ranks) if hasattr(task.stream, "spread") else task.stream
+    if not workers: return DataLoader(stream, batch_size=None, sampler=order)
+    return DataLoader(stream, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=ignore_signals,
+                      prefetch_factor=4, collate_fn=packed, pin_memory=torch.device(task.device).type == "cuda")
 
 # %% ../nbs/07_trainer.ipynb #011cf594
 def ignore_signals(
@@ -357,7 +362,10 @@ class Checkpoint:
                                   "use another folder or delete it")
         modules, optimizers, own = (state.pop(key) for key in ("modules", "optimizers", "task"))
         for name, module in self.task.modules.items(): module.load_state_dict(modules[name])
-        for name, optimizer in self.task.optimizers.items(): optimizer.load_state_dict(optimizers[name])
+        for name, optimizer in self.task.optimizers.items():
+            for kept, group in zip(optimizers[name]["param_groups"], optimizer.param_groups):
+                kept |= {way: group[way] for way in ("foreach", "fused")}  # as this device wants it
+            optimizer.load_state_dict(optimizers[name])
         if own: self.task.state = own
         return state
 
