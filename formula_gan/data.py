@@ -394,7 +394,8 @@ class Packed:
         "The batch on a device."
         import torch
         pixels, sizes = (t.to(device, non_blocking=True) for t in (self.pixels, self.sizes))
-        inside = [torch.arange(side, device=device) < sizes[:, axis, None] for axis, side in enumerate(pixels.shape[2:])]
+        sides = enumerate(pixels.shape[2:])
+        inside = [torch.arange(side, device=device) < sizes[:, axis, None] for axis, side in sides]
         mask = (inside[0][:, :, None] & inside[1][:, None]).float()[:, None]
         whole = Batch(pixels.float() / 255, mask, self.ids, self.domain, self.tokens, self.boxes)
         return whole.to(device, memory_format)

@@ -28,7 +28,7 @@ def table1_plan(profile: Profile) -> list[Planned]:
     "The runs of Table 1 in order."
     *earlier, last = kept_iterations(profile)
     def gans(rows, iterations, seed=0): return [Planned(row, seed, n) for row in rows for n in iterations]
-    return [*map(Planned, "LPS"), *gans("7123456", [last]), *gans("7123456", earlier),
+    return [*map(Planned, "LPNS"), *gans("7123456", [last]), *gans("7123456", earlier),
             *gans("712", [last], 1), *gans("712", [last], 2)]
 
 # %% ../nbs/09ba_plan.ipynb #a152f3a0

@@ -41,6 +41,7 @@ ROW_LAMBDA = {"1": 0.0, "2": 1.0, "3": 2.0, "4": 10.0, "5": 1.0, "6": 1.0, "7": 
 TABLE1_CONTROLS = {  # rows that the paper does not have
     "L": "5-gram model of the same formulas, no image",
     "P": "the same formulas in plain print, no GAN",
+    "N": "the same formulas in print as the GAN reads it, no GAN",
     "S": "the same formulas stitched from real symbols, no GAN",
 }
 TABLE2_CONTROLS = {

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SETS', 'GAN_SETS', 'LONGEST_INK', 'LONGEST_PRINT', 'WIDEST_FIGURE', 'GENERAL_STITCHED', 'GENERAL_PRINTED', 'COMMON',
            'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'demo_ink', 'corpus', 'Images', 'image_sets',
-           'stitch_prints', 'stitched_set', 'gan_streams', 'loosen_prints', 'file_digest', 'gan_figures', 'gan_sets',
-           'kept_iterations', 'generator', 'writing_run', 'written_set', 'print_set', 'image_losses', 'read_images',
-           'recognizer', 'reader_weights', 'content_formulas', 'reader', 'ink_set', 'resized', 'figure_set',
-           'ink_figures', 'typeset_figures', 'pictures', 'fitting', 'guided_recognizer', 'reading_run', 'general_vocab',
-           'general_recognizer']
+           'stitch_prints', 'drawn_by_hands', 'stitched_set', 'gan_streams', 'loosen_prints', 'file_digest',
+           'gan_figures', 'gan_sets', 'kept_iterations', 'generator', 'writing_run', 'written_set', 'print_set',
+           'loosened_set', 'image_losses', 'read_images', 'recognizer', 'reader_weights', 'content_formulas', 'reader',
+           'ink_set', 'resized', 'figure_set', 'ink_figures', 'typeset_figures', 'pictures', 'fitting',
+           'guided_recognizer', 'reading_run', 'general_vocab', 'general_recognizer']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
 import dataclasses, hashlib, os, shutil, time
@@ -239,6 +239,19 @@ def stitch_prints(
     return ImageSet(images, [prints.tokens[n] for n in kept], HANDWRITTEN, extra)
 
 
+def drawn_by_hands(
+    images: ImageSet,  # of inks, by their ids
+    inks: dict,  # id -> ink.Ink
+    run: Run,
+) -> ImageSet:
+    "The same ink, each with a pen and a slant of its own, as training draws it: pen ink has no thickness of its own."
+    from formula_gan.drawing import ink_figure
+    def drawn(extra):
+        seed = derive_seed("hand", run.seed, extra["id"])
+        return draw_by_hand(ink_figure(inks[extra["id"]]), run.profile, 1.0, seed)[0]
+    return ImageSet(list(map(drawn, images.extra)), images.tokens, images.domain, images.extra)
+
+
 def stitched_set(run: Run) -> Stage:  # of an ImageSet
     "Control S: the synthetic set's formulas in ink stitched from the symbols of the training writers."
     from formula_gan.stitching import SymbolBank
@@ -246,10 +259,10 @@ def stitched_set(run: Run) -> Stage:  # of an ImageSet
     def build(folder):
         prints = images.product["synthetic_print"]
         bank = SymbolBank.from_inks(corpus(run).product.ink["train"])
-        made = stitch_prints(prints, bank, run)
+        made = stitch_prints(prints, bank, run, hands=True)
         made.save(folder)
         return {"missing": len(prints) - len(made)}
-    return stage(run, "stitched", 2, build, ImageSet.load, [images])
+    return stage(run, "stitched", 3, build, ImageSet.load, [images])
 
 # %% ../nbs/09a_stages.ipynb #7c7c5057
 GAN_SETS = ("captions_print", "train_ink", "formulas_print")
@@ -393,6 +406,15 @@ def print_set(run: Run) -> Stage:  # of an ImageSet
     images = image_sets(run)
     def load(folder): return images.product["synthetic_print"]
     return stage(run, "print", 1, lambda folder: {}, load, [images])
+
+
+def loosened_set(run: Run) -> Stage:  # of an ImageSet
+    "Control N: the synthetic set's formulas as a generator is given them, loosened and written with a pen."
+    images = image_sets(run)
+    def build(folder):
+        loosen_prints(images.product["synthetic_print"], run).save(folder)
+        return {}
+    return stage(run, "loosened", 1, build, ImageSet.load, [images], seed=run.seed, **run.fields("loose", "penned"))
 
 # %% ../nbs/09a_stages.ipynb #0b5fd51d
 def image_losses(

@@ -27,10 +27,10 @@ from .reading import trained_profile
 from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TABLE1_CONTROLS,
                                  TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
                                  results_table, write_row)
-from .stages import (Run, Stage, content_formulas, corpus, generator, guided_recognizer, image_losses,
-                                image_sets, ink_figures, ink_set, make_run, pictures, print_set, read_images,
-                                reader_weights,
-                                reading_run, recognizer, resized, stitched_set, typeset_figures, written_set)
+from .stages import (Run, Stage, content_formulas, corpus, drawn_by_hands, generator, guided_recognizer, image_losses,
+                                image_sets, ink_figures, ink_set, loosened_set, make_run, pictures, print_set,
+                                read_images, reader_weights, reading_run, recognizer, resized, stitched_set,
+                                typeset_figures, written_set)
 from .task_model import load_recognizer
 from .tokenizer import Vocab
 
@@ -68,11 +68,12 @@ def choose_row(
 # %% ../nbs/09b_tables.ipynb #807c79ef
 def source_set(
     run: Run,
-    source: Row | str,  # a row of Table 1, or "P" (plain print) or "S" (stitched real symbols)
+    source: Row | str,  # a row of Table 1, or "P" (plain print), "N" (as a GAN reads it) or "S" (stitched real symbols)
     weights: str = "",  # a generator that writes in place of the row's own: a file, or the name of shipped ones
 ) -> Stage:  # of an ImageSet with one image of each synthetic formula
     "The synthetic formulas as a row's GAN writes them, or without a GAN."
     if source == "P": return print_set(run)
+    if source == "N": return loosened_set(run)
     if source == "S": return stitched_set(run)
     return written_set(run, weights_file(weights, "generator") if weights else generator(run, source))
 
@@ -164,7 +165,8 @@ def set_figures(
     content = seen(images.subset(n for n, tokens in enumerate(images.tokens) if tokens in wanted))
     read_back = evaluate(read_images(model, content, known, 1, run.device), content.tokens)
     order = np.random.default_rng(derive_seed("kid", run.seed)).permutation(len(sets["train_ink"]))
-    ink = seen(sets["train_ink"].subset(order[:len(content)]))
+    known_inks = {ink.id: ink for ink in corpus(run).product.ink["train"]}
+    ink = seen(drawn_by_hands(sets["train_ink"].subset(order[:len(content)]), known_inks, run))
     kid = kernel_distance(*(image_features(model, part, known, run.device) for part in (content, ink)))
     return {"content_exprate": round(read_back.exprate, 2), "kid": round(kid.value, 5)}
 
@@ -220,7 +222,8 @@ def row_columns(
     "What tells a row's lines from all others but for the checkpoint."
     gan = lambda_ is not None
     profile = dataclasses.replace(run.profile, lambda_=lambda_) if gan else run.profile
-    used = None if gan else [f.name for f in dataclasses.fields(Profile) if f.name not in GAN_ONLY]
+    unused = set(GAN_ONLY) - ({"loose", "penned"} if row == "N" else set())
+    used = None if gan else [f.name for f in dataclasses.fields(Profile) if f.name not in unused]
     own = departures(profile, TABLE1_COLUMNS, used)
     if row == "L": own.pop("recognizer_steps")
     return own | {"row": row, "profile": profile.name, "data": profile.data, "batch": profile.batch, "seed": run.seed}
@@ -242,7 +245,7 @@ def finish_row(
 
 
 def run_row(
-    row: str = "",  # "1".."7", or a control: "L", "P", "S"; empty: chosen by lambda
+    row: str = "",  # "1".."7", or a control: "L", "P", "N", "S"; empty: chosen by lambda
     profile: Profile | str = "demo",
     lambda_: float | None = None,  # weight of the task loss; None: the row's own
     seed: int = 0,
