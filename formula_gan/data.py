@@ -394,9 +394,9 @@ class Packed:
         "The batch on a device."
         import torch
         pixels, sizes = (t.to(device, non_blocking=True) for t in (self.pixels, self.sizes))
-        sides = enumerate(pixels.shape[2:])
-        inside = [torch.arange(side, device=device) < sizes[:, axis, None] for axis, side in sides]
-        mask = (inside[0][:, :, None] & inside[1][:, None]).float()[:, None]
+        rows, columns = (torch.arange(side, device=device) for side in pixels.shape[2:])
+        rows, columns = rows < sizes[:, :1], columns < sizes[:, 1:]
+        mask = (rows[:, :, None] & columns[:, None]).float()[:, None]
         whole = Batch(pixels.float() / 255, mask, self.ids, self.domain, self.tokens, self.boxes)
         return whole.to(device, memory_format)
 

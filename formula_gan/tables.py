@@ -562,7 +562,7 @@ def score_test_set(
     if sizing: profile = dataclasses.replace(profile, sizing=sizing)
     test_set = read_test_set(path, progress)
     images = test_set.images(profile)
-    device = next(model.parameters()).device.type
+    device = str(next(model.parameters()).device)
     read = dict(zip([e["id"] for e in images.extra], read_images(model, images, profile, beam_size, device)))
     names, truths, sources = zip(*test_set.items)
     readings = [read.get(n) for n in range(len(names))]

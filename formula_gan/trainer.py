@@ -86,12 +86,17 @@ def stroke_change(
 ) -> torch.Tensor:  # (B,) 0..1
     """Share of the ink that lies elsewhere, whatever its amount; the least over all shifts of the second picture by up
     to `reach` px."""
-    def spread(picture):
-        blurred = F.avg_pool2d(F.relu(picture.float() - 0.25), size, size // 2)
+    def spread(pictures):
+        blurred = F.avg_pool2d(F.relu(pictures.float() - 0.25), size, size // 2)
         return blurred / blurred.sum((2, 3), keepdim=True).clamp(min=1e-3)
-    here = spread(first)
-    shifts = itertools.product(range(-reach, reach + 1), repeat=2)
-    return torch.stack([(here - spread(second.roll(s, (2, 3)))).abs().sum((1, 2, 3)) / 2 for s in shifts]).amin(0)
+    here, apart = spread(first), []
+    shifts = list(itertools.product(range(-reach, reach + 1), repeat=2))
+    together = 1 if first.device.type == "cpu" else len(shifts)  # a GPU is quicker with few large operations
+    for n in range(0, len(shifts), together):
+        moved = torch.cat([second.roll(shift, (2, 3)) for shift in shifts[n:n + together]])
+        there = spread(moved).unflatten(0, (-1, len(first)))
+        apart.append((here - there).abs().sum((2, 3, 4)) / 2)
+    return torch.cat(apart).amin(0)
 
 # %% ../nbs/07_trainer.ipynb #957aa58f
 Z_CAP = 0.25  # of the ratio: two normal noises are 1.13 apart, so at 0.28 of the ink
