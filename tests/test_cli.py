@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from formula_gan import cli
+from formula_gan import cli, commands
 from formula_gan.core import FormulaGanError
 
 
@@ -308,7 +308,7 @@ def test_synthesize_from_ink(weights, tmp_path, capsys):
 @pytest.mark.parametrize("words, kept", [(["synthesize", "f.txt", "out"], True), (["evaluate", "f.txt", "f.txt"], False)])
 def test_an_interruption_says_whether_work_is_kept(tmp_path, monkeypatch, capsys, words, kept):
     def interrupt(*_): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "read_lines", interrupt)
+    monkeypatch.setattr(commands, "read_lines", interrupt)
     assert cli.main(words) == 2
     assert ("the same command goes on" in (told := capsys.readouterr().err)) == kept and "interrupted" in told
 
