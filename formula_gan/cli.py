@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'number', 'add_command', 'add_normalize', 'add_render', 'add_evaluate', 'add_writing', 'add_write',
            'add_synthesize', 'add_recognize', 'add_run_options', 'add_train', 'add_all', 'add_table1', 'add_table2',
-           'build_parser', 'main', 'keyword_translator', 'unknown_parameters', 'drop_progress', 'keyword_engine']
+           'add_export', 'build_parser', 'main', 'keyword_translator', 'unknown_parameters', 'drop_progress',
+           'keyword_engine']
 
 # %% ../nbs/09f_cli.ipynb #7237cdfa
 import argparse, sys
@@ -13,7 +14,7 @@ import argparse, sys
 from .commands import (atomic_folder, evaluate_command, normalize_command, numbered_formulas, own_part,
                                   read_formulas, recognize_command, render_command, synthesize_command, write_command)
 from .core import FormulaGanError
-from .runs import table1_command, table2_command, train_command
+from .runs import export_command, table1_command, table2_command, train_command
 
 # %% ../nbs/09f_cli.ipynb #4917db95
 EXAMPLES = {
@@ -52,6 +53,9 @@ EXAMPLES = {
   formula-gan train --row 7 --profile laptop --max-minutes 60 --out generator.safetensors
   formula-gan train --lambda 2 --set gan_iterations=50 --out small.safetensors
   formula-gan train --recognizer --profile laptop --out recognizer.safetensors""",
+    "export": """
+  formula-gan export --generator default --out generator.onnx
+  formula-gan export --recognizer best.safetensors --out recognizer/""",
     "table1": """
   formula-gan table1 --list
   formula-gan table1 --lambda 2
@@ -318,6 +322,23 @@ def add_table2(
                         help="any of height, symbol, symbol-oracle (default height symbol)")
     add_run_options(parser, gan=False)
 
+# %% ../nbs/09f_cli.ipynb #02227d97
+def add_export(
+    commands,  # from `add_subparsers`
+):
+    "`formula-gan export` and its options."
+    what = "write a generator or a recogniser as ONNX, for browsers and phones, checked by onnxruntime"
+    parser = add_command(commands, "export", export_command, what)
+    parser.add_argument("--generator", default="", metavar="WEIGHTS",
+                        help="a .safetensors file, or default: one graph from image, noise, domain (0 printed, 1 "
+                             "handwritten) and mask to the image rewritten")
+    parser.add_argument("--recognizer", default="", metavar="WEIGHTS",
+                        help="a .safetensors file, or default: encoder.onnx, run once for each picture, and step.onnx, "
+                             "run once for each token")
+    parser.add_argument("--out", required=True,
+                        help="a .onnx file for a generator, a new folder for a recogniser; any batch, height and "
+                             "width; vocabulary, symbol height and margin are in the metadata, as JSON")
+
 # %% ../nbs/09f_cli.ipynb #ebf96b95
 def build_parser() -> argparse.ArgumentParser:
     "The parser of `formula-gan`."
@@ -329,7 +350,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"formula-gan {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (add_normalize, add_render, add_write, add_synthesize, add_recognize, add_evaluate): add(commands)
-    for add in (add_train, add_table1, add_table2): add(commands)
+    for add in (add_train, add_table1, add_table2, add_export): add(commands)
     return parser
 
 

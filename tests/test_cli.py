@@ -37,6 +37,12 @@ def test_help_has_examples_that_parse(name, capsys):
         assert program == "formula-gan" and cli.build_parser().parse_args(words).function
 
 
+def test_every_command_has_examples():
+    commands = next(action.choices for action in cli.build_parser()._actions if action.choices)
+    assert set(commands) == set(cli.EXAMPLES)
+    for name, examples in cli.EXAMPLES.items(): assert examples.strip().startswith(f"formula-gan {name} ")
+
+
 def test_help_is_quick_and_light(clean_environment, tmp_path):
     code = "import sys; from formula_gan.cli import build_parser; build_parser().format_help(); print('torch' in sys.modules, 'papermill' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean_environment, capture_output=True, text=True)
