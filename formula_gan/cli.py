@@ -52,7 +52,9 @@ EXAMPLES = {
     "train": """
   formula-gan train --row 7 --profile laptop --max-minutes 60 --out generator.safetensors
   formula-gan train --lambda 2 --set gan_iterations=50 --out small.safetensors
-  formula-gan train --recognizer --profile laptop --out recognizer.safetensors""",
+  formula-gan train --recognizer --profile laptop --out recognizer.safetensors
+  formula-gan train --recognizer --ink my_ink/ --profile laptop --start ink --out mine.safetensors
+  formula-gan train --row 7 --ink my_ink.zip --out my_hand.safetensors""",
     "export": """
   formula-gan export --generator default --out generator.onnx
   formula-gan export --recognizer best.safetensors --out recognizer/""",
@@ -276,6 +278,10 @@ def add_train(
     parser.add_argument("--recognizer", action="store_true",
                         help="train the recogniser of `formula-gan recognize` instead")
     parser.add_argument("--start", default="", help="a recogniser to go on from: a file, or shipped weights such as ink")
+    parser.add_argument("--ink", default="", metavar="PATH",
+                        help="folder or zip of your own InkML, to learn from in place of the profile's ink; labels "
+                             "from a caption file of any name (name, tab, LaTeX) or from the InkML; print is of "
+                             "Wikipedia's formulas where --data has them, else of made-up ones")
     parser.add_argument("--out", required=True, help="a .safetensors file")
     add_run_options(parser)
 

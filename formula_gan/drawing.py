@@ -502,5 +502,6 @@ class FigureSet:
         with np.load(path) as file:
             self.tokens, self.sizes = file["tokens"].tolist(), file["sizes"]
             self.ends = {name: file[f"ends_{name}"] for name in ("points", "starts", "token")}
-            self.arrays = {name: file[name] for name in ("points", "starts", "symbol", "filled", "token")}
+            names = ("points", "starts", "symbol", "filled", "token")
+            self.arrays = {name: file[name] for name in names if name in file}  # a set without figures has none
         return self
