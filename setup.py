@@ -23,7 +23,7 @@ setup(
     package_data={settings["lib_path"]: ["data/*", "weights/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("notebook", "dev")},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("notebook", "export", "dev")},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "papermill.engine": settings["papermill_engines"].split(),

@@ -507,5 +507,6 @@ class FigureSet:
             self.tokens, self.sizes = file["tokens"].tolist(), file["sizes"]
             self.domain = int(file["domain"] if "domain" in file else not file["filled"].all())  # older files lack it
             self.ends = {name: file[f"ends_{name}"] for name in ("points", "starts", "token")}
-            self.arrays = {name: file[name] for name in ("points", "starts", "symbol", "filled", "token")}
+            names = ("points", "starts", "symbol", "filled", "token")
+            self.arrays = {name: file[name] for name in names if name in file}  # a set without figures has none
         return self

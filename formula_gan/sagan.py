@@ -392,7 +392,7 @@ class Skip(nn.Module):
 
     def forward(self, x, mask=None):
         "x (B,C,H,W), mask (B,1,H,W) -> (B,out,H,W), zero at padding"
-        return self.conv(self.norm(x, self.gain.expand(len(x), -1), self.bias.expand(len(x), -1), mask))
+        return self.conv(self.norm(x, self.gain.expand(x.shape[0], -1), self.bias.expand(x.shape[0], -1), mask))
 
 # %% ../nbs/05_sagan.ipynb #ea41bb85
 def near_ink(
@@ -443,14 +443,17 @@ class Generator(nn.Module):
         if z.shape != (len(x), self.z_dim):
             raise FormulaGanError(f"z must be {(len(x), self.z_dim)}, not {tuple(z.shape)}")
         height, width = x.shape[2:]
-        x, mask = pad_to_multiple(x, mask, 16 * self.fold)
+        return self.rewrite(*pad_to_multiple(x, mask, 16 * self.fold), z, c)[:, :, :height, :width]
+
+    def rewrite(self, x, mask, z, c):
+        "As `forward`, of images whose sides are multiples of 16 * fold"
         masks = mask_pyramid(mask, fold=self.fold)
         if self.reach: mask = masked(near_ink(x, self.reach), mask)
         maps = self.encode(folded(x, self.fold), masks)
         h = self.decode(maps, z, self.embedding(c), masks)
-        h = self.norm(h, self.gain.expand(len(x), -1), self.bias.expand(len(x), -1), masks[0])
+        h = self.norm(h, self.gain.expand(x.shape[0], -1), self.bias.expand(x.shape[0], -1), masks[0])
         y = unfolded(self.last(h).float(), self.fold)
-        return masked(torch.sigmoid(y), mask)[:, :, :height, :width]
+        return masked(torch.sigmoid(y), mask)
 
     def encode(self, h, masks):
         "Folded image -> the four blocks' maps, at a half to a sixteenth of its size"

@@ -26,6 +26,7 @@ from .corpora import DEMO_TRAIN, load_corpus
 from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_by_hand, draw_ink, draw_loose, ink_images, loosens,
                               ordered_batches, print_images, rescale_set, resize_set, typeset_in_parts)
 from .evaluation import evaluate
+from .own_ink import OwnInk, has_wikipedia, own_corpus
 from .tokenizer import Vocab
 
 # %% ../nbs/09a_stages.ipynb #647b2069
@@ -38,6 +39,7 @@ class Run:
     progress: bool = True
     max_minutes: float | None = None  # of each training; it goes on at the next call
     device: str = ""  # empty: the accelerator, where there is one
+    ink: OwnInk | None = None  # in place of the data's
     stages: dict = field(default_factory=dict, repr=False, compare=False)  # those asked for, by folder
 
     def __post_init__(self):
@@ -59,6 +61,7 @@ def make_run(
     data_dir: str = "",  # empty: FORMULA_GAN_DATA
     max_minutes: float | None = None,
     progress: bool = True,
+    ink: OwnInk | None = None,  # in place of the data's
     **overrides,  # fields of the profile
 ) -> Run:
     "A run from a profile's name and fields that differ; `FormulaGanError` names what is wrong."
@@ -66,7 +69,7 @@ def make_run(
     elif overrides:
         fields = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile) if f.name != "name"}
         profile = get_profile(profile.name, **(fields | overrides))
-    return Run(profile, seed, data_dir, progress, max_minutes)
+    return Run(profile, seed, data_dir, progress, max_minutes, ink=ink)
 
 # %% ../nbs/09a_stages.ipynb #bd9a6f09
 @dataclass(eq=False)
@@ -151,14 +154,18 @@ def train(
 
 # %% ../nbs/09a_stages.ipynb #3742675a
 def demo_ink(run: Run) -> dict:  # fields for `stage`
-    "What determines the demo's ink beside the profile; nothing where data are real."
+    "What determines ink beside the profile: the demo's, or one's own; nothing where data are real."
+    if run.ink: return {"own_ink": run.ink.digest, "wikipedia": has_wikipedia(run.profile, run.data_dir)}
     return {"demo_ink": DEMO_TRAIN} if run.profile.data == "demo" else {}
 
 
 def corpus(run: Run) -> Stage:  # of a `corpora.Corpus`
     "Formulas and ink as they are read from the data's files; only their product is kept, in memory."
-    sizes = run.fields("printed_formulas", "synthetic_images") if run.profile.data == "demo" else {}
-    def load(folder): return load_corpus(run.profile, run.data_dir, progress=run.progress)
+    made_up = run.ink and not has_wikipedia(run.profile, run.data_dir) or run.profile.data == "demo"
+    sizes = run.fields("printed_formulas", "synthetic_images") if made_up else {}
+    def load(folder):
+        if run.ink: return own_corpus(run.ink, run.profile, run.data_dir, progress=run.progress)
+        return load_corpus(run.profile, run.data_dir, progress=run.progress)
     fields = run.fields("data", "max_tokens") | sizes | demo_ink(run)
     return stage(run, "corpus", 1, lambda folder: {}, load, **fields)
 
@@ -650,6 +657,7 @@ def guided_recognizer(
         images, symbols = valid(), vocab()
         longest = [LONGEST_INK if s.fields["figures"] == "ink" else LONGEST_PRINT for s in sources]
         figures = [fitting(s.product, symbols, most) for s, most in zip(sources, longest)]
+        figures = [some for some in figures if len(some)]  # ink that marks no symbols cannot be stitched
         first = load_recognizer(start) if start else None
         task = GuidedTask(profile, figures, symbols, steps, run.seed, recipe, drawing, config, first, run.device)
         def metric(task):

@@ -96,7 +96,7 @@ class Cells:
         return rows.view(self.batch, *self.size, -1).permute(0, 3, 1, 2)
 
     def halved(self) -> "Cells":  # of the map at half the resolution; a cell is valid if any part of it is
-        return Cells(F.max_pool2d(self.mask, 2, ceil_mode=True))
+        return type(self)(F.max_pool2d(self.mask, 2, ceil_mode=True))
 
 # %% ../nbs/06_task_model.ipynb #fb41f256
 class NormReLU(nn.Module):
@@ -136,6 +136,7 @@ class DenseBlock(nn.ModuleList):
 # %% ../nbs/06_task_model.ipynb #8c12d9f1
 class Encoder(nn.Module):
     "Image -> feature rows with their cells, one pair for each scale, the coarse one first."
+    grid = Cells
 
     def __init__(self, config: RecognizerConfig):
         super().__init__()
@@ -172,7 +173,7 @@ class Encoder(nn.Module):
         "Sides are padded with zeros to multiples of the stride, so that every pooling window is whole."
         border = (0, -x.shape[-1] % self.stride, 0, -x.shape[-2] % self.stride)
         x, mask = F.pad(x * mask, border), F.pad(mask, border).float()
-        cells = Cells(mask) if self.stride == 4 else Cells(mask).halved()
+        cells = self.grid(mask) if self.stride == 4 else self.grid(mask).halved()
         rows = self.stem_norm(cells.rows(self.stem(x)))
         if self.pool_stem:  # zeros are neutral: nothing is below 0 after the ReLU
             maps = F.max_pool2d(cells.maps(rows), 2)
@@ -217,6 +218,7 @@ class WideBlock(nn.Module):
 # %% ../nbs/06_task_model.ipynb #f1033750
 class WideEncoder(nn.Module):
     "Image -> feature rows with their cells at a stride of 8, as `Encoder` with one scale."
+    grid = Cells
 
     def __init__(self, config: RecognizerConfig):
         super().__init__()
@@ -243,7 +245,7 @@ class WideEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, Cells]]:
         maps, mask = self.maps(x, mask)[-1]
-        cells = Cells(mask)
+        cells = self.grid(mask)
         return [(cells.rows(maps), cells)]
 
 # %% ../nbs/06_task_model.ipynb #c03e6a17

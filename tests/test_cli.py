@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from formula_gan import cli
+from formula_gan import cli, commands
 from formula_gan.core import FormulaGanError
 
 
@@ -35,6 +35,12 @@ def test_help_has_examples_that_parse(name, capsys):
     for line in cli.EXAMPLES[name].strip().splitlines():
         program, *words = shlex.split(line.split(" > ")[0])
         assert program == "formula-gan" and cli.build_parser().parse_args(words).function
+
+
+def test_every_command_has_examples():
+    commands = next(action.choices for action in cli.build_parser()._actions if action.choices)
+    assert set(commands) == set(cli.EXAMPLES)
+    for name, examples in cli.EXAMPLES.items(): assert examples.strip().startswith(f"formula-gan {name} ")
 
 
 def test_help_is_quick_and_light(clean_environment, tmp_path):
@@ -308,7 +314,7 @@ def test_synthesize_from_ink(weights, tmp_path, capsys):
 @pytest.mark.parametrize("words, kept", [(["synthesize", "f.txt", "out"], True), (["evaluate", "f.txt", "f.txt"], False)])
 def test_an_interruption_says_whether_work_is_kept(tmp_path, monkeypatch, capsys, words, kept):
     def interrupt(*_): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "read_lines", interrupt)
+    monkeypatch.setattr(commands, "read_lines", interrupt)
     assert cli.main(words) == 2
     assert ("the same command goes on" in (told := capsys.readouterr().err)) == kept and "interrupted" in told
 
