@@ -33,10 +33,10 @@ class GeneratorGraph(nn.Module):
         super().__init__()
         self.network = Generator(**generator_config(generator))
         self.network.load_state_dict(generator.state_dict())
+        self.eval().requires_grad_(False)  # in training a weight that is read moves its singular vectors
         for module in list(self.network.modules()):
             if parametrize.is_parametrized(module): parametrize.remove_parametrizations(module, "weight")
             if isinstance(module, SelfAttention): module.attend = lambda x: attend_plain
-        self.eval().requires_grad_(False)
 
     def forward(self, image, noise, domain, mask):
         "As `Generator`: (B,1,H,W) in [0,1], (B,z_dim), int64 (B,), (B,1,H,W) -> (B,1,H,W)"
