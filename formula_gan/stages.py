@@ -681,8 +681,9 @@ COMMON = 60  # times that a symbol occurs among Wikipedia's formulas if the pack
 
 
 def reading_run(run: Run) -> Run:
-    "The run at the symbol height of a guided recogniser's images."
-    return run.of(symbol_height=run.profile.reading_height or run.profile.symbol_height)
+    "The run at the symbol height of a guided recogniser's images; the whole image's height follows."
+    symbols = run.profile.reading_height or run.profile.symbol_height
+    return run.of(symbol_height=symbols, height=round(run.profile.height * symbols / run.profile.symbol_height))
 
 
 def general_vocab(read) -> Vocab:  # of a `corpora.Corpus`
