@@ -71,9 +71,7 @@ def size_facts(
     profile: Profile,
 ) -> dict:  # JSON values
     "What a model's file says of the images that it knows."
-    sizes = {"profile": profile.name, "height": profile.height, "symbol_height": profile.symbol_height,
-             "sizing": profile.sizing}
-    return sizes | {name: getattr(profile, name) for name in ("loose", "penned") if getattr(profile, name)}
+    return {name: getattr(profile, name) for name in ("height", "symbol_height", "sizing")} | {"profile": profile.name}
 
 # %% ../nbs/07a_tasks.ipynb #b0dc19b9
 def by_device(device: str) -> dict:  # arguments of a torch optimiser
@@ -256,7 +254,8 @@ class GanTask:
                 z = torch.randn(len(source.x), average.z_dim, generator=draw).to(self.device)
                 yield source.x, z, target_class(source.domain, self.target, draw), source.mask
         with mixed_precision(self.profile, self.device): standing_statistics(average, batches())
-        save_generator(average, path, **(size_facts(self.profile) | facts))
+        loosened = {name: getattr(self.profile, name) for name in ("loose", "penned") if getattr(self.profile, name)}
+        save_generator(average, path, **(size_facts(self.profile) | loosened | facts))
 
 # %% ../nbs/07a_tasks.ipynb #622c5c25
 def triplet_sheet(
