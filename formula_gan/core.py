@@ -53,7 +53,6 @@ class Profile:
     cells: bool = False  # the discriminator judges each cell of its last maps instead of the whole image
     seen: bool = False  # with the judge, cells of its encoder's maps are judged as well: `tasks.SeenVerdicts`
     judge: str = ""  # frozen recogniser whose symbol map judges content; empty: Eq 7's task model does
-    penned: bool = False  # print is drawn along the middle of its strokes before the generator rewrites it
     loose: float = 0.0  # of print before the generator rewrites it: 1 is as people's symbols vary, `drawing.Hand`
     lambda_: float = 1.0  # weight of the task loss (Eqs 8, 9)
     z_reward: float = 0.0  # weight of the reward for pictures that change with z; such rows are named "... z"
@@ -92,9 +91,9 @@ PROFILES = {p.name: p for p in (
     Profile("laptop", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=6,
             gan_iterations=1200, warmup_iterations=150, synthetic_images=10_000, recognizer_steps=800,
             reader="content", updates=6_000, printed_formulas=8_000, l1_anchor=0.05, anchor_size=8,
-            matched_targets=True, skip=True, reach=12, fold=2, cells=True, seen=True, judge="default", penned=True,
-            loose=0.6, generator_lr=6e-4, discriminator_lr=6e-4, discriminator_beta1=0.5, discriminator_gain=8,
-            task_lr=1e-3, recognizer_lr=1e-3, recognizer_stride=8, network="wide", reading_height=15, exchange=0.4),
+            matched_targets=True, skip=True, reach=12, fold=2, cells=True, seen=True, judge="default", loose=0.6,
+            generator_lr=6e-4, discriminator_lr=6e-4, discriminator_beta1=0.5, discriminator_gain=8, task_lr=1e-3,
+            recognizer_lr=1e-3, recognizer_stride=8, network="wide", reading_height=15, exchange=0.4),
     Profile("gpu", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=16,
             gan_iterations=10_000, warmup_iterations=400, synthetic_images=20_000, recognizer_steps=10_000,
             printed_formulas=30_000, l1_anchor=1.0, discriminator_beta1=0.5, discriminator_gain=32,

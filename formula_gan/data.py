@@ -7,7 +7,7 @@ __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'ImageSet', 'print_bold', '
            'ink_sizes', 'draw_ink', 'print_looks', 'typeset_in_parts', 'print_images', 'ink_images', 'margin',
            'Augmentation', 'augment', 'random_map', 'pad_margin', 'scale_image', 'resize_set', 'rescale_set', 'Batch',
            'collate', 'Packed', 'packed', 'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream',
-           'proportions', 'random_hand', 'loosens', 'draw_by_hand', 'draw_loose', 'draw_item', 'ordered_batches']
+           'proportions', 'random_hand', 'draw_by_hand', 'draw_loose', 'draw_item', 'ordered_batches']
 
 # %% ../nbs/04_data.ipynb #a53bde70
 import json
@@ -631,11 +631,6 @@ def random_hand(
     return Hand(size, pen, aspect, shear, turn, wave, drawing.loose)
 
 # %% ../nbs/04_data.ipynb #8564fb1c
-def loosens(profile: Profile) -> bool:
-    "Whether a profile's generator is given something else than print as it is."
-    return bool(profile.loose or profile.penned)
-
-
 def draw_by_hand(
     figure,  # drawing.Figure
     profile: Profile,
@@ -659,9 +654,7 @@ def draw_loose(
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
     "Print as a profile loosens it, by a random hand, and the boxes of its tokens."
     from formula_gan.drawing import print_figure
-    from formula_gan.penned import penned_figure
-    figure = (penned_figure if profile.penned else print_figure)(latex, layout)
-    return draw_by_hand(figure, profile, size, seed, profile.loose)
+    return draw_by_hand(print_figure(latex, layout), profile, size, seed, profile.loose)
 
 # %% ../nbs/04_data.ipynb #60c4467d
 def draw_item(

@@ -469,11 +469,7 @@ class PictureSet:
 # %% ../nbs/03b_drawing.ipynb #976e7008
 class FigureSet:
     "Figures, in a few arrays: `set[i]` is a `Figure`; `tokens[i]` its normal form; `sizes[i]` its width and height."
-    def __init__(
-        self,
-        figures,  # of Figure
-        domain: int | None = None,  # 0: print, 1: handwriting; None: print where everything is an outline
-    ):
+    def __init__(self, figures):
         figures = list(figures)
         self.tokens = [f.tokens for f in figures]
         self.sizes = np.array([f.size for f in figures], "float32").reshape(-1, 2)
@@ -481,8 +477,10 @@ class FigureSet:
         self.arrays = {name: np.concatenate([getattr(f, name) for f in figures]) for name in names} if figures else {}
         counts = {name: [len(getattr(f, name)) for f in figures] for name in ("points", "starts", "token")}
         self.ends = {name: np.append(0, np.cumsum(count)).astype("int64") for name, count in counts.items()}
-        outlined = bool(self.arrays) and bool(self.arrays["filled"].all())
-        self.domain = int(not outlined) if domain is None else domain
+
+    @property
+    def domain(self) -> int:  # 0: print, outlines alone; 1: handwriting
+        return 0 if self.arrays and self.arrays["filled"].all() else 1
 
     def __len__(self): return len(self.tokens)
 
@@ -491,21 +489,19 @@ class FigureSet:
         of_lines = [part(name, "starts") for name in ("starts", "symbol", "filled")]
         return Figure(self.tokens[n], part("points", "points"), *of_lines, part("token", "token"))
 
-    def subset(self, numbers) -> "FigureSet": return FigureSet([self[n] for n in numbers], self.domain)
+    def subset(self, numbers) -> "FigureSet": return FigureSet([self[n] for n in numbers])
 
     def save(self, path):
         "Write one npz file, whole or not at all."
         ends = {f"ends_{name}": ends for name, ends in self.ends.items()}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            tokens = np.array(self.tokens, dtype=np.str_)
-            np.savez(file, tokens=tokens, sizes=self.sizes, domain=self.domain, **self.arrays, **ends)
+            np.savez(file, tokens=np.array(self.tokens, dtype=np.str_), sizes=self.sizes, **self.arrays, **ends)
 
     @classmethod
     def load(cls, path) -> "FigureSet":
         self = cls([])
         with np.load(path) as file:
             self.tokens, self.sizes = file["tokens"].tolist(), file["sizes"]
-            self.domain = int(file["domain"] if "domain" in file else not file["filled"].all())  # older files lack it
             self.ends = {name: file[f"ends_{name}"] for name in ("points", "starts", "token")}
             names = ("points", "starts", "symbol", "filled", "token")
             self.arrays = {name: file[name] for name in names if name in file}  # a set without figures has none

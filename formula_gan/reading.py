@@ -25,8 +25,7 @@ def trained_profile(
     "The profile whose sizes a model knows; `laptop`, the profile of the shipped weights, where its file says nothing."
     facts = getattr(model, "facts", {})
     sizes = {name: facts[name] for name in ("height", "symbol_height", "sizing") if name in facts}
-    loosened = {"loose": facts.get("loose", 0.0), "penned": facts.get("penned", False)}
-    return get_profile(facts.get("profile", "laptop"), **sizes, **loosened)
+    return get_profile(facts.get("profile", "laptop"), **sizes, loose=facts.get("loose", 0.0))
 
 # %% ../nbs/07c_reading.ipynb #25226835
 @torch.no_grad()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import FormulaGanError, Profile, atomic_path, derive_seed, get_profile, tile
-from .data import ImageSet, loosens, print_images, rescale_set
+from .data import ImageSet, print_images, rescale_set
 from .evaluation import diversity, domain_classifier_accuracy, image_features, kernel_distance
 from .sagan import load_generator
 from .results import PROVENANCE, provenance, results_table, write_row
@@ -86,7 +86,7 @@ def write_ways(
     "The same formulas in print, in stitched ink, and as a generator writes the print."
     stitched = stitch_prints(prints, bank, run, hands=True)
     kept = prints.subset(extra["number"] for extra in stitched.extra)
-    source = loosen_prints(kept, run) if loosens(run.profile) else kept
+    source = loosen_prints(kept, run) if run.profile.loose else kept
     written = handwrite(generator, source, run.profile, run.seed, run.device, run.progress)
     return {"print": kept, "stitched": stitched, "GAN": written}
 
@@ -179,7 +179,7 @@ def realism_table(
     hands = measured(draws["real"])
     names = {"network": f"{Path(network).stem} {weights_digest(reader)}",
              "generator": f"{Path(generator).stem} {weights_digest(writer)}"}
-    varies = {"print": "font", "stitched": "hand", "GAN": "hand, z" if loosens(run.profile) else "z", "real": "writer"}
+    varies = {"print": "font", "stitched": "hand", "GAN": "hand, z" if run.profile.loose else "z", "real": "writer"}
     rows = []
     for row, varied in tqdm(varies.items(), desc="measuring", disable=not progress):
         readings = read_images(reader, seen(content[row]), known, 1, run.device)

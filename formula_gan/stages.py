@@ -23,7 +23,7 @@ from .core import (PROFILES, FormulaGanError, Profile, atomic_path, cast_value, 
                               get_profile, mixed_precision, pick_device, stage_facts, stage_folder, use_free_cores,
                               weights_file)
 from .corpora import DEMO_TRAIN, load_corpus
-from .data import (HANDWRITTEN, PRINTED, ImageSet, draw_by_hand, draw_ink, draw_loose, ink_images, loosens,
+from .data import (HANDWRITTEN, ImageSet, draw_by_hand, draw_ink, draw_loose, ink_images,
                               ordered_batches, print_images, rescale_set, resize_set, typeset_in_parts)
 from .evaluation import evaluate
 from .own_ink import OwnInk, has_wikipedia, own_corpus
@@ -317,8 +317,7 @@ def gan_figures(run: Run) -> dict:  # name of `GAN_SETS` -> stage of a FigureSet
     def prints(name):
         def formulas(): return images.product[name].tokens
         def fonts(_): return [extra["font"] for extra in images.product[name].extra]
-        kind = "penned" if run.profile.penned else "print"
-        return typeset_figures(run, kind, formulas, fonts, [images], of=name)
+        return typeset_figures(run, "print", formulas, fonts, [images], of=name)
     return {name: ink_figures(run) if name == "train_ink" else prints(name) for name in GAN_SETS}
 
 # %% ../nbs/09a_stages.ipynb #dd8c8c15
@@ -379,8 +378,7 @@ def writing_run(
     "The run at the sizes that a generator writes in, its print as loosened as in its training."
     from formula_gan.reading import trained_profile
     known = trained_profile(generator)
-    own = run.of(height=known.height, symbol_height=known.symbol_height, sizing=known.sizing, loose=known.loose,
-                 penned=known.penned)
+    own = run.of(height=known.height, symbol_height=known.symbol_height, sizing=known.sizing, loose=known.loose)
     return run if own.profile == run.profile else own
 
 # %% ../nbs/09a_stages.ipynb #d0db0dd0
@@ -398,14 +396,14 @@ def written_set(
         network = load_generator(weights.product if made else weights)
         own = writing_run(run, network)
         prints = image_sets(own).product["synthetic_print"]
-        if loosens(own.profile): prints = loosen_prints(prints, own)
+        if own.profile.loose: prints = loosen_prints(prints, own)
         made_images = handwrite(network, prints, own.profile, run.seed, run.device, run.progress)
         rescale_set(made_images, run.profile.symbol_height / own.profile.symbol_height).save(folder)
         return {"minutes": (time.monotonic() - start) / 60}
     digest = None if made else file_digest(weights)
     inputs = [images, weights] if made else [images]
     return stage(run, "synthetic", 2 if made else 3, build, ImageSet.load, inputs, weights=digest, seed=run.seed,
-                 loose=run.profile.loose or None, penned=run.profile.penned or None)
+                 loose=run.profile.loose or None)
 
 
 def print_set(run: Run) -> Stage:  # of an ImageSet
@@ -416,12 +414,12 @@ def print_set(run: Run) -> Stage:  # of an ImageSet
 
 
 def loosened_set(run: Run) -> Stage:  # of an ImageSet
-    "Control N: the synthetic set's formulas as a generator is given them, loosened and written with a pen."
+    "Control N: the synthetic set's formulas as a generator is given them, loosened."
     images = image_sets(run)
     def build(folder):
         loosen_prints(images.product["synthetic_print"], run).save(folder)
         return {}
-    return stage(run, "loosened", 1, build, ImageSet.load, [images], seed=run.seed, **run.fields("loose", "penned"))
+    return stage(run, "loosened", 1, build, ImageSet.load, [images], seed=run.seed, **run.fields("loose"))
 
 # %% ../nbs/09a_stages.ipynb #0b5fd51d
 def image_losses(
@@ -555,13 +553,12 @@ def figure_set(
     name: str,
     figures,  # callable() -> iterable of Figure
     inputs=(),
-    domain: int | None = None,  # as of `FigureSet`
     **identity,  # what else determines them
 ) -> Stage:  # of a FigureSet
     "The stage of some figures."
     from formula_gan.drawing import FigureSet
     def build(folder):
-        made = FigureSet(figures(), domain)
+        made = FigureSet(figures())
         made.save(folder / "figures.npz")
         return {"figures": len(made)}
     def load(folder): return FigureSet.load(folder / "figures.npz")
@@ -577,7 +574,7 @@ def ink_figures(run: Run) -> Stage:  # of a FigureSet
 # %% ../nbs/09a_stages.ipynb #955ada0a
 def typeset_figures(
     run: Run,
-    name: str,  # "print", "penned" or "stitched"
+    name: str,  # "print" or "stitched"
     formulas,  # callable() -> normal forms
     fonts="mathnormal",  # callable(formulas) -> one for each, or one for all
     inputs=(),  # stages that the formulas come from
@@ -586,10 +583,8 @@ def typeset_figures(
     "Formulas in print, or stitched from the training writers' symbols, with print for what nobody wrote."
     from formula_gan.drawing import print_figure, stitched_figure
     from formula_gan.ink import InkError
-    from formula_gan.penned import penned_figure
     from formula_gan.rendering import Layout, typeset_many
     from formula_gan.stitching import SymbolBank
-    printed = penned_figure if name == "penned" else print_figure
     def figures():
         wanted = formulas()
         chosen = fonts(wanted) if callable(fonts) else fonts
@@ -598,10 +593,9 @@ def typeset_figures(
         for n, (latex, layout) in enumerate(zip(wanted, layouts)):
             if not isinstance(layout, Layout): continue
             rng = np.random.default_rng(derive_seed("stitch", run.seed, n))
-            try: yield printed(latex, layout) if bank is None else stitched_figure(latex, layout, bank, rng)
+            try: yield print_figure(latex, layout) if bank is None else stitched_figure(latex, layout, bank, rng)
             except InkError: continue
-    domain = None if name == "stitched" else PRINTED
-    return figure_set(run, name, figures, [corpus(run), *inputs], domain, seed=run.seed, **identity)
+    return figure_set(run, name, figures, [corpus(run), *inputs], seed=run.seed, **identity)
 
 # %% ../nbs/09a_stages.ipynb #f4553bf8
 def pictures(

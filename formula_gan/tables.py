@@ -210,8 +210,7 @@ def language_figures(run: Run) -> dict:  # columns of table1.csv
 GAN_ONLY = (  # fields without a part in rows that have no GAN
     "lambda_", "skip", "matched_targets", "z_reward", "l1_anchor", "gan_iterations", "warmup_iterations", "anchor_size",
     "generator_lr", "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr",
-    "ema_decay", "base_channels", "printed_formulas", "reach", "fold", "cells", "seen", "judge", "loose",
-    "penned")
+    "ema_decay", "base_channels", "printed_formulas", "reach", "fold", "cells", "seen", "judge", "loose")
 
 
 def row_columns(
@@ -222,7 +221,7 @@ def row_columns(
     "What tells a row's lines from all others but for the checkpoint."
     gan = lambda_ is not None
     profile = dataclasses.replace(run.profile, lambda_=lambda_) if gan else run.profile
-    unused = set(GAN_ONLY) - ({"loose", "penned"} if row == "N" else set())
+    unused = set(GAN_ONLY) - ({"loose"} if row == "N" else set())
     used = None if gan else [f.name for f in dataclasses.fields(Profile) if f.name not in unused]
     own = departures(profile, TABLE1_COLUMNS, used)
     if row == "L": own.pop("recognizer_steps")

@@ -47,7 +47,7 @@ GAN_FIELDS = ("data", "height", "symbol_height", "sizing", "max_tokens", "printe
               "warmup_iterations", "l1_anchor", "anchor_size", "matched_targets", "skip", "lambda_", "generator_lr",
               "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr", "ema_decay", "recognizer_stride", "network", "precision")
 # no part of a training that has them off
-NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "seen", "judge", "penned", "loose")
+NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "seen", "judge", "loose")
 
 
 def gan_settings(
@@ -93,9 +93,8 @@ def gan_optimizers(
 
 # %% ../nbs/07a_tasks.ipynb #ee181ca6
 def draws_anew(profile: Profile) -> bool:
-    """Whether a GAN sees figures, drawn anew each time, instead of images: to know their boxes, to loosen them or to
-    write them with a pen."""
-    return bool(profile.judge or profile.loose or profile.penned)
+    "Whether a GAN sees figures, drawn anew each time, instead of images: to loosen them, or to know their boxes."
+    return bool(profile.judge or profile.loose)
 
 # %% ../nbs/07a_tasks.ipynb #aec95747
 def content_judge(
@@ -254,7 +253,7 @@ class GanTask:
                 z = torch.randn(len(source.x), average.z_dim, generator=draw).to(self.device)
                 yield source.x, z, target_class(source.domain, self.target, draw), source.mask
         with mixed_precision(self.profile, self.device): standing_statistics(average, batches())
-        loosened = {name: getattr(self.profile, name) for name in ("loose", "penned") if getattr(self.profile, name)}
+        loosened = {"loose": self.profile.loose} if self.profile.loose else {}
         save_generator(average, path, **(size_facts(self.profile) | loosened | facts))
 
 # %% ../nbs/07a_tasks.ipynb #622c5c25

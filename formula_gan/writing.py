@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .core import FormulaGanError, Profile, cast_value, derive_seed, mixed_precision, pick_device
-from .data import (HANDWRITTEN, PRINTED, Drawing, ImageSet, draw_loose, draw_print, loosens, margin, ordered_batches,
+from .data import (HANDWRITTEN, PRINTED, Drawing, ImageSet, draw_loose, draw_print, margin, ordered_batches,
                               print_bold, proportions, random_hand)
 from .drawing import Figure, stitched_figure
 from .pictures import Look, change_pen, enlarge, picture, svg
@@ -136,7 +136,7 @@ def print_item(
     latex: str,  # its normal form
 ) -> np.ndarray:  # float32 (h, w)
     "An item in print."
-    if loosens(profile): return draw_loose(latex, layout, profile, item.size, item.item_seed)[0] / np.float32(255)
+    if profile.loose: return draw_loose(latex, layout, profile, item.size, item.item_seed)[0] / np.float32(255)
     return draw_print(layout, profile, item.size)
 
 # %% ../nbs/07e_writing.ipynb #ca16d41d
