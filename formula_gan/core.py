@@ -134,6 +134,8 @@ def get_profile(
         if field == "name" or field not in kinds:
             raise FormulaGanError(f"a profile has no field {field!r}: its fields are {', '.join(list(kinds)[1:])}")
         overrides[field] = cast_value(field, value, kinds[field])
+        if kinds[field] is float and overrides[field] == getattr(PROFILES[name], field):
+            overrides[field] = getattr(PROFILES[name], field)  # 24.0 for 24 would name another stage
     profile = dataclasses.replace(PROFILES[name], **overrides)
     choices = {"data": ("demo", "crohme2014+wikipedia"), "sizing": SIZINGS, "precision": ("bf16", "fp32"),
                "recognizer_stride": (4, 8, 16), "network": ("dense", "light", "thin", "wide")}

@@ -252,3 +252,12 @@ def test_the_plan_decides_the_controls_first():
     plan = table1_plan(get_profile("paper"))
     assert plan[:4] == [Planned("L"), Planned("P"), Planned("S"), Planned("7", 0, 300_000)] and plan[-1] == Planned("2", 2, 300_000)
     assert {p.row for p in plan if not p.seed} == {*ROWS, *CONTROLS} and len(set(plan)) == len(plan)
+
+
+def test_a_profile_names_the_same_stages_however_it_is_given():
+    "By name, as the command line does, and as an object with a field set to what it is, as the notebooks do."
+    for name in ("demo", "laptop"):
+        known = make_run(name, progress=False)
+        again = make_run(get_profile(name), progress=False, gan_iterations=known.profile.gan_iterations)
+        assert stages.image_sets(known).folder == stages.image_sets(again).folder
+        assert stages.generator(known, ROWS["7"]).folder == stages.generator(again, ROWS["7"]).folder
