@@ -113,7 +113,7 @@ def table(tmp_path_factory):
     corpus = stages.load_corpus(profile, progress=False)
     corpus.ink = {name: inks[:40 if name == "train" else 12] for name, inks in corpus.ink.items()}
     corpus.ink["train"] += demo_inks([i.latex for i in corpus.ink["train"][:24]], seed=99)
-    for room in (realism, stages): patch.setattr(room, "load_corpus", lambda *a, **k: corpus)
+    patch.setattr(stages, "load_corpus", lambda *a, **k: corpus)
     patch.setattr(realism, "DIVERSITY_FORMULAS", 8)
     parts, part = [], realism.part_writers
     patch.setattr(realism, "part_writers", lambda *a, **k: parts.append(part(*a, **k)) or parts[-1])

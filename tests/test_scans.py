@@ -225,7 +225,7 @@ def test_images_by_path(ink, tmp_path):
         profile = get_profile("laptop", sizing=sizing, workers=1)
         images = test_set.images(profile)
         assert len(images) == 2 and (images[0] == images[1]).all() and images.tokens == ["a b"] * 2
-        if sizing == "height": assert images.shapes[0, 0] == 64
+        if sizing == "height": assert images.shapes[0, 0] == 128
         if sizing == "symbol-oracle": assert images.shapes[0, 0] == oracle_heights(["a b"], profile)[0]
         if sizing == "symbol": assert abs(images.shapes[0, 1] / drawn.shape[1] - 1) < 0.4  # about the size it was drawn at
     assert test_set.skipped == [("lost", "its caption has no file")] and len(test_set.items) == 3

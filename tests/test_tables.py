@@ -85,7 +85,7 @@ def test_a_row_and_its_controls(monkeypatch):
     assert built == {name: 1 for name in ("corpus", "images", "gan", "generator", "synthetic")} | {"recognizer": 2}  # the row's and the reader
     assert max(loaded.values()) == 1 or loaded == Counter({k: 1 for k in loaded}) | {"recognizer": 2}
     results |= {row: run_row(row, TINY, progress=False) for row in CONTROLS}
-    assert built["images"] == built["generator"] == 1 and built["recognizer"] == 4
+    assert built["images"] == built["generator"] == 1 and built["recognizer"] == 5
     for row, result in results.items():
         best = result.rows[0]
         assert set(best) <= set(TABLE1_COLUMNS) and best["row"] == row and best["perplexity"] > 1 and best["synthetic_images"] == 24
@@ -96,11 +96,11 @@ def test_a_row_and_its_controls(monkeypatch):
         assert np.asarray(result.sheet).std() > 0 and len(result.readings) == 60
     best = results["7"].rows[0]
     assert (best["skip"], best["l1_anchor"], best["gan_iterations"], best["lambda_"]) == (True, 1.0, 2, 1.0) and "recognizer_steps=3" not in best["overrides"]
-    assert set(read_table(results["7"].table).row) == {"7", "P", "S", "L"}
+    assert set(read_table(results["7"].table).row) == {"7", "P", "N", "S", "L"}
     monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was finished"))
     again = run_row("7", TINY, progress=False)
     assert again.rows[0]["perplexity"] == results["7"].rows[0]["perplexity"]
-    assert len(read_table(again.table)) == 7  # two checkpoints of three rows, and L: replaced, not repeated
+    assert len(read_table(again.table)) == 9  # two checkpoints of four rows, and L: replaced, not repeated
 
 
 def test_lengths_of_a_training_in_any_order(monkeypatch):
@@ -238,19 +238,20 @@ def test_a_plan_runs_what_the_table_lacks(monkeypatch, tmp_path):
     monkeypatch.setattr("formula_gan.plan.table1_plan", lambda profile: [Planned("L"), Planned("7", 0, 1), Planned("7", 0, 2), Planned("L", 1)])
     monkeypatch.setattr("formula_gan.plan.results_table", lambda profile, name="table1.csv": tmp_path / name)
     monkeypatch.setattr(tables, "results_table", lambda profile, name="table1.csv": tmp_path / name)
-    run = make_run(TINY, progress=False)
-    results = run_plan(1, TINY, progress=False)
+    profile = dataclasses.replace(TINY, generator_lr=3e-4)  # a training of its own
+    run = make_run(profile, progress=False)
+    results = run_plan(1, profile, progress=False)
     assert not is_done(Planned("L"), run, 1)
     assert next(results)[0] == Planned("L") and is_done(Planned("L"), run, 1) and not is_done(Planned("L", 1), run, 1)
     done = [(planned.row, planned.iterations, planned.seed, result.rows[0]["gan_iterations"] if planned.row == "7" else 0) for planned, result in results]
     assert done == [("7", 1, 0, 1), ("7", 2, 0, 2), ("L", 0, 1, 0)]
-    assert list(run_plan(1, TINY, progress=False)) == [] and not is_done(Planned("L"), run.of(synthetic_images=20), 1)
-    with pytest.raises(Unfinished, match="row L.*call again"): list(run_plan(1, TINY, max_minutes=0.0, progress=False, synthetic_images=22))
+    assert list(run_plan(1, profile, progress=False)) == [] and not is_done(Planned("L"), run.of(synthetic_images=20), 1)
+    with pytest.raises(Unfinished, match="row L.*call again"): list(run_plan(1, profile, max_minutes=0.0, progress=False, synthetic_images=22))
 
 
 def test_the_plan_decides_the_controls_first():
     plan = table1_plan(get_profile("paper"))
-    assert plan[:4] == [Planned("L"), Planned("P"), Planned("S"), Planned("7", 0, 300_000)] and plan[-1] == Planned("2", 2, 300_000)
+    assert plan[:5] == [*map(Planned, "LPNS"), Planned("7", 0, 300_000)] and plan[-1] == Planned("2", 2, 300_000)
     assert {p.row for p in plan if not p.seed} == {*ROWS, *CONTROLS} and len(set(plan)) == len(plan)
 
 
