@@ -45,7 +45,8 @@ def small_recognizer(
 # %% ../nbs/07a_tasks.ipynb #3eb55ecf
 GAN_FIELDS = ("data", "height", "symbol_height", "sizing", "max_tokens", "printed_formulas", "base_channels", "batch",
               "warmup_iterations", "l1_anchor", "anchor_size", "matched_targets", "skip", "lambda_", "generator_lr",
-              "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr", "ema_decay", "recognizer_stride", "network", "precision")
+              "warmup_lr", "discriminator_lr", "discriminator_beta1", "discriminator_gain", "task_lr", "ema_decay",
+              "recognizer_stride", "network", "precision")
 # no part of a training that has them off
 NOT_THE_PAPERS = ("z_reward", "reach", "fold", "cells", "seen", "judge", "loose")
 
