@@ -43,7 +43,8 @@ EXAMPLES = {
   formula-gan normalize -- '-x + 1'""",
     "recognize": """
   formula-gan recognize photo.jpg
-  formula-gan recognize scans/1.png scans/2.png --json > readings.jsonl""",
+  formula-gan recognize scans/ --json > readings.jsonl
+  formula-gan recognize scans/ --one-size --beam-size 1""",
     "evaluate": """
   formula-gan evaluate predictions.txt truths.txt
   formula-gan evaluate predictions.txt truths.txt --json > scores.json
@@ -159,6 +160,8 @@ def add_evaluate(
     parser.add_argument("--test-norm", default="",
                         help="height, symbol or symbol-oracle (default: as the recogniser was trained)")
     parser.add_argument("--beam-size", type=int, default=10, help="width of the beam (default 10)")
+    parser.add_argument("--one-size", action="store_true",
+                        help="read each image at one size, not at three together: three times as fast, less exactly")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
 
 # %% ../nbs/09f_cli.ipynb #a9000007
@@ -247,6 +250,8 @@ def add_recognize(
                         help="PNG, JPEG, BMP, GIF, TIFF, WebP or PPM; dark on light or light on dark")
     parser.add_argument("--recognizer", default="default", help="a .safetensors file (default: the weights shipped)")
     parser.add_argument("--beam-size", type=int, default=10, help="1 is quicker (default 10)")
+    parser.add_argument("--one-size", action="store_true",
+                        help="read each image at one size, not at three together: three times as fast, less exactly")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 # %% ../nbs/09f_cli.ipynb #f2088494
@@ -312,7 +317,7 @@ def add_table2(
     commands,  # from `add_subparsers`
 ):
     "`formula-gan table2` and its options."
-    what = "run rows of Table 2: synthetic set, large recogniser, scores at both sizes"
+    what = "run rows of Table 2: synthetic set, large recogniser, scores on the test ink"
     parser = add_command(commands, "table2", table2_command, what)
     parser.add_argument("--row", nargs="+", default=[], help="rows by name; --list shows them")
     add_all(parser)
@@ -324,8 +329,9 @@ def add_table2(
                         help="guided, modern or paper (default: guided where the profile's network is thin or wide, "
                              "else modern)")
     parser.add_argument("--train-norm", default="", help="height, symbol or symbol-oracle (default: the row's own)")
-    parser.add_argument("--test-norm", nargs="+", default=["height", "symbol"],
-                        help="any of height, symbol, symbol-oracle (default height symbol)")
+    parser.add_argument("--test-norm", nargs="+", default=["height", "symbol", "three-sizes"],
+                        help="any of height, symbol, symbol-oracle and three-sizes, which reads each image at three "
+                             "sizes together (default height symbol three-sizes)")
     add_run_options(parser, gan=False)
 
 # %% ../nbs/09f_cli.ipynb #02227d97

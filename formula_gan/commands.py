@@ -388,10 +388,11 @@ def recognize_command(
     "`formula-gan recognize`."
     from tqdm import tqdm
     from formula_gan.reading import recognize_many
-    from formula_gan.task_model import load_recognizer
+    from formula_gan.task_model import THREE_SIZES, load_recognizer
     model = load_recognizer(arguments.recognizer)
     paths = picture_files(arguments.images)
-    readings = recognize_many(paths, model, arguments.beam_size)
+    sizes = (1.0,) if arguments.one_size else THREE_SIZES
+    readings = recognize_many(paths, model, arguments.beam_size, sizes=sizes)
     quiet = None if len(paths) > 1 else True  # None: quiet unless a terminal watches
     done = 0
     skipped = []
@@ -462,9 +463,11 @@ def test_set_command(
                               "and truths")
     from formula_gan.core import pick_device
     from formula_gan.tables import score_test_set
-    from formula_gan.task_model import load_recognizer
+    from formula_gan.task_model import THREE_SIZES, load_recognizer
     model = load_recognizer(arguments.recognizer or "default", pick_device())
-    result = score_test_set(model, arguments.test_set, arguments.test_norm, arguments.beam_size, sys.stderr.isatty())
+    sizes = (1.0,) if arguments.one_size else THREE_SIZES
+    result = score_test_set(model, arguments.test_set, arguments.test_norm, arguments.beam_size, sys.stderr.isatty(),
+                            sizes)
     show_scores(result.scores, arguments.json)
     if result.unknown:
         print(f"symbols that the recogniser does not know, and formulas with them: {dict(result.unknown)}",

@@ -7,6 +7,7 @@ __all__ = ['LOOKED', 'MOST_UNREAD', 'trained_profile', 'read_back', 'unread_ink'
            'recognize']
 
 # %% ../nbs/07c_reading.ipynb #26b6b56b
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from .core import FormulaGanError, Profile, get_profile, mixed_precision
 from .data import HANDWRITTEN, ImageSet, ordered_batches
 from .scans import prepare_image
-from .task_model import Hypothesis, Recognizer, load_recognizer
+from .task_model import THREE_SIZES, Hypothesis, Recognizer, load_recognizer
 
 # %% ../nbs/07c_reading.ipynb #3253e755
 def trained_profile(
@@ -35,13 +36,14 @@ def read_back(
     profile: Profile,  # sets the margin
     beam_size: int = 1,
     device: str = "cpu",
+    sizes: Sequence[float] = (1.0,),  # at which each image is read together
 ) -> list[Hypothesis]:  # in the set's order
     "What a recogniser reads in every image of a set."
     model.eval()
     readings: list = [None] * len(images)
     for numbers, batch in ordered_batches(images, model.vocab, profile):
         batch = batch.to(device, torch.channels_last)
-        with mixed_precision(profile, device): decoded = model.decode(batch.x, batch.mask, beam_size=beam_size)
+        with mixed_precision(profile, device): decoded = model.decode(batch.x, batch.mask, beam_size, sizes=sizes)
         for n, hypothesis in zip(numbers, decoded): readings[n] = hypothesis
     return readings
 
@@ -107,6 +109,7 @@ def recognize_many(
     beam_size: int = 10,
     device: str = "cpu",  # where weights are loaded to; a model is used where it is
     together: int = 64,  # images that are read at a time
+    sizes: Sequence[float] = THREE_SIZES,  # relative ones at which each image is read together; (1.0,) is quicker
 ):  # yields a Reading or, for what cannot be read, a FormulaGanError for each image, in order
     "Read many formulas in batches of similar size."
     model = recognizer if isinstance(recognizer, Recognizer) else load_recognizer(recognizer, device)
@@ -116,15 +119,15 @@ def recognize_many(
         try: held.append(prepare_image(image, profile))
         except FormulaGanError as error: held.append(error)
         if len(held) == together:
-            yield from _read_held(model, held, profile, beam_size, device)
+            yield from _read_held(model, held, profile, beam_size, device, sizes)
             held = []
-    yield from _read_held(model, held, profile, beam_size, device)
+    yield from _read_held(model, held, profile, beam_size, device, sizes)
 
 
-def _read_held(model, held: list, profile: Profile, beam_size: int, device: str):
+def _read_held(model, held: list, profile: Profile, beam_size: int, device: str, sizes: Sequence[float]):
     whole = [image for image in held if not isinstance(image, FormulaGanError)]
     images = ImageSet(whole, [""] * len(whole), HANDWRITTEN)
-    decoded = read_back(model, images, profile, beam_size, device)
+    decoded = read_back(model, images, profile, beam_size, device, sizes)
     shares = unread_ink(model, images, decoded, profile, device)
     readings = (Reading(" ".join(h.tokens), float(np.exp(h.score)), round(share, 4))
                 for h, share in zip(decoded, shares))
@@ -136,9 +139,10 @@ def recognize(
     recognizer: Recognizer | str | Path = "default",  # a model, a .safetensors file, or a name of shipped weights
     beam_size: int = 10,  # 1 is greedy, and quicker
     device: str = "cpu",  # where weights are loaded to; a model is used where it is
+    sizes: Sequence[float] = THREE_SIZES,  # as for `recognize_many`
 ) -> Reading:
     """Read one formula. The image is brought to the size that the recogniser was trained on (`prepare_image`, which
     says what it takes and raises `FormulaGanError` for what it does not). For many images there is `recognize_many`."""
-    [reading] = recognize_many([image], recognizer, beam_size, device)
+    [reading] = recognize_many([image], recognizer, beam_size, device, sizes=sizes)
     if isinstance(reading, FormulaGanError): raise reading
     return reading

@@ -446,10 +446,11 @@ def read_images(
     profile: Profile,
     beam_size: int = 1,
     device: str = "cpu",
+    sizes=(1.0,),  # relative ones at which each image is read together
 ) -> list[str]:  # normal forms, in the set's order
     "What a recogniser reads in every image of a set."
     from formula_gan.reading import read_back
-    return [" ".join(hypothesis.tokens) for hypothesis in read_back(model, images, profile, beam_size, device)]
+    return [" ".join(hypothesis.tokens) for hypothesis in read_back(model, images, profile, beam_size, device, sizes)]
 
 # %% ../nbs/09a_stages.ipynb #f6f6f98d
 def recognizer(

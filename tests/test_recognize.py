@@ -44,6 +44,9 @@ def test_command(page, novice, tmp_path, capsys):
     assert cli.main(["recognize", a, *options]) == 0
     path, score, latex = capsys.readouterr().out.rstrip("\n").split("\t")
     assert path == a and 0 < float(score) < 1 and latex == recognize(a, novice, 1).latex
+    assert cli.main(["recognize", a, *options, "--one-size"]) == 0
+    alone = recognize(a, novice, 1, sizes=(1.0,))
+    assert capsys.readouterr().out == f"{a}\t{alone.score:.4f}\t{alone.latex}\n" and alone != recognize(a, novice, 1)
     assert cli.main(["recognize", a, b, "--json", *options]) == 1
     shown = capsys.readouterr()
     assert json.loads(shown.out)["file"] == a and "skipped" in shown.err and "b.png" in shown.err

@@ -32,7 +32,7 @@ def cache(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("FORMULA_GAN_CACHE", str(tmp_path_factory.mktemp("cache")))
     decode = Recognizer.decode  # recognisers of two updates never end: a short cap and a narrow beam
-    patch.setattr(Recognizer, "decode", lambda self, x, mask=None, beam_size=10: decode(self, x, mask, min(beam_size, 2), 12))
+    patch.setattr(Recognizer, "decode", lambda self, x, mask=None, beam_size=10, sizes=(1.0,): decode(self, x, mask, min(beam_size, 2), 12, sizes=sizes))
     yield
     patch.undo()
 
@@ -103,15 +103,16 @@ def test_mistakes_are_named_before_any_work(monkeypatch, call, word):
 
 
 def test_a_row_from_end_to_end(result):
-    assert [(r["row"], r["train_norm"], r["test_norm"]) for r in result.rows] == [("P", "symbol", "height"), ("P", "symbol", "symbol")]
+    assert [(r["row"], r["train_norm"], r["test_norm"]) for r in result.rows] == [("P", "symbol", norm) for norm in ("height", "symbol", "three-sizes")]
     for r in result.rows:
         assert set(r) <= set(TABLE2_COLUMNS) and r["n"] == 60 and r["exprate_low"] <= r["exprate"] <= r["exprate_high"]
         assert (r["synthetic"], r["updates"], r["recipe"], r["profile"], r["batch"]) == (24, 2, "modern", "demo", 8)
     assert [t for t, _ in result.readings["height"]] == [t for t, _ in result.readings["symbol"]] == result.test["symbol"].tokens
+    assert result.readings["three-sizes"] != result.readings["symbol"]
     lines = (result.folder / "readings-symbol.tsv").read_text().splitlines()
     assert len(lines) == 60 and [line.split("\t")[1] for line in lines] == result.test["symbol"].tokens
     assert list(validation_curve(result.folder).columns) == ["step", "minutes", "metric", "exprate"]
-    assert result.table.parent == cache_dir() and list(read_table(result.table, TABLE2_COLUMNS).test_norm) == ["height", "symbol"]
+    assert result.table.parent == cache_dir() and list(read_table(result.table, TABLE2_COLUMNS).test_norm) == ["height", "symbol", "three-sizes"]
     test = [r for _, r in result.readings["symbol"]]
     assert compare(test, test, result.test["symbol"].tokens).difference == 0
 
@@ -120,7 +121,7 @@ def test_a_finished_row_is_not_trained_again(result, monkeypatch):
     monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was finished"))
     monkeypatch.setattr(tables, "read_images", lambda *a, **k: pytest.fail("read what was read"))
     assert run_recognition_row("P", TINY, "modern", progress=False).readings == result.readings
-    assert len(read_table(result.table, TABLE2_COLUMNS)) == 2  # replaced, not repeated
+    assert len(read_table(result.table, TABLE2_COLUMNS)) == 3  # replaced, not repeated
 
 
 def test_what_each_row_trains_on(result, monkeypatch):
@@ -230,7 +231,7 @@ def test_rows_are_compared_in_pairs_and_kept(result, monkeypatch, tmp_path):
                                  table=tmp_path / "table2.csv")
     frame = compare_rows([dataclasses.replace(result, table=tmp_path / "table2.csv"), better])
     kept = pd.read_csv(tmp_path / "table2_pairs.csv")
-    assert set(frame.columns) <= set(kept.columns) and len(kept) == 2
+    assert set(frame.columns) <= set(kept.columns) and len(kept) == 3
     right = sum(t == r for t, r in result.readings["symbol"])
     [line] = kept[kept.test_norm == "symbol"].to_dict("records")
     assert (line["row"], line["versus"].partition(" ")[0], line["only_versus"], line["only_row"], line["n"]) == ("VIII", "P", 0, 60 - right, 60)
@@ -278,7 +279,7 @@ def test_parameters_reach_the_row(monkeypatch):
     call = call_of(monkeypatch, row="VIII", profile="laptop", recipe="paper", train_norm="height", test_norms="symbol symbol-oracle", seed="5", data_dir="d", max_minutes=3,
                    overrides={"updates": "7"})
     assert (call.pop("profile").updates, call) == (7, dict(row="VIII", recipe="paper", train_norm="height", test_norms=("symbol", "symbol-oracle"), seed=5, data_dir="d", max_minutes=3.0, generator=""))
-    assert call_of(monkeypatch)["test_norms"] == ("height", "symbol")
+    assert call_of(monkeypatch)["test_norms"] == ("height", "symbol", "three-sizes")
 
 
 @pytest.mark.parametrize("injected, word", [({"row": "99"}, "99"), ({"profile": "huge"}, "huge"), ({"versus": "Q"}, "Q"), ({"overrides": "x"}, "overrides"), ({"seed": 0.5}, "0.5"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from formula_gan.core import FormulaGanError
-from formula_gan.task_model import (Cells, Encoder, Hypothesis, Recognizer, RecognizerConfig, count_runaways,
-                                    load_recognizer, save_recognizer)
+from formula_gan.task_model import (THREE_SIZES, Cells, Encoder, Hypothesis, Recognizer, RecognizerConfig, at_size,
+                                    count_runaways, load_recognizer, save_recognizer)
 from formula_gan.tokenizer import END, PAD, START, Vocab
 
 SMALL = dict(layers=2, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=12, coverage_channels=4, coverage_kernel=5)
@@ -207,6 +207,34 @@ def test_batched_beams_equal_single_images_and_scores_are_true():
             assert math.isclose(h.score, -nll.mean().item(), abs_tol=1e-4)
 
 
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_sizes_are_averaged(beam_size):
+    model = make(4, sharp=0.5)
+    with torch.no_grad(): model.decoder.out.bias[END] += 1
+    x, mask = images(SIZES, 40, 96, 4)
+    once, twice = (model.decode(x, mask, beam_size, 12, sizes=sizes) for sizes in ((1.0,), (1.0, 1.0)))
+    for one, other in zip(once, twice):
+        assert one.tokens == other.tokens and math.isclose(one.score, other.score, abs_tol=1e-5)
+    read = model.decode(x, mask, beam_size, 12, valid=False, sizes=THREE_SIZES)
+    assert [h.score for h in read] != [h.score for h in model.decode(x, mask, beam_size, 12, valid=False)]
+    ended = [(n, h) for n, h in enumerate(read) if len(h.tokens) < 12]
+    for n, h in ended:
+        ids = torch.tensor([model.vocab.encode(h.tokens)])
+        views = [at_size(x[n:n + 1], mask[n:n + 1], size) for size in THREE_SIZES]
+        chances = torch.stack([(-model.token_nll(*view, ids)).exp() for view in views]).mean(0)
+        assert math.isclose(h.score, chances.log().mean().item(), abs_tol=1e-3)
+    assert ended
+
+
+def test_another_size():
+    x, mask = images(SIZES, 40, 96)
+    assert at_size(x, mask, 1.0) == (x, mask) and at_size(x, None, 0.5)[1] is None
+    small, area = at_size(x, mask, 0.5)
+    assert small.shape == area.shape == (4, 1, 20, 48) and set(area.unique().tolist()) <= {0.0, 1.0}
+    assert torch.allclose(small.mean((1, 2, 3)), x.mean((1, 2, 3)), atol=0.02)
+    assert at_size(x[..., :1, :1], None, 0.2)[0].shape == (4, 1, 1, 1)
+
+
 def test_runaways_are_cut_and_counted():
     model = make()
     with torch.no_grad(): model.decoder.out.bias[END] = -1e4
@@ -222,7 +250,8 @@ def test_runaways_are_cut_and_counted():
 def test_wrong_calls_are_named():
     model = make()
     x, mask = images(SIZES, 40, 96)
-    for call in (lambda: model.decode(x, mask, 0), lambda: model.decode(x, mask, 3, 0), lambda: model.decode(x[:, 0], None), lambda: model.decode(x, mask[..., :8])):
+    for call in (lambda: model.decode(x, mask, 0), lambda: model.decode(x, mask, 3, 0), lambda: model.decode(x[:, 0], None), lambda: model.decode(x, mask, sizes=()),
+                 lambda: model.decode(x, mask, sizes=(1, 0)), lambda: model.decode(x, mask[..., :8])):
         with pytest.raises(FormulaGanError): call()
 
 
