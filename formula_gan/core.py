@@ -73,6 +73,7 @@ class Profile:
     network: str = "dense"
     reading_height: float = 0.0  # px, median symbol height of a guided recogniser's images; 0: `symbol_height`
     exchange: float = 0.0  # share of an ink's symbols that a guided recogniser is shown in other people's writing
+    parts: float = 0.0  # chance that a part of such an ink is another formula's, and after each of another; below 1
     precision: str = "bf16"  # "bf16" (autocast) or "fp32"
     workers: int = 2  # processes that typeset and read ink
 
@@ -144,8 +145,10 @@ def get_profile(
             raise FormulaGanError(f"{field}={getattr(profile, field)!r}: choose one of {', '.join(map(str, allowed))}")
     if profile.discriminator_beta1 >= 1 or profile.ema_decay >= 1:
         raise FormulaGanError("discriminator_beta1 and ema_decay are shares of the past: below 1")
+    if profile.parts >= 1: raise FormulaGanError(f"parts={profile.parts}: below 1, or exchanges would never end")
     may_be_zero = ("gan_iterations", "warmup_iterations", "l1_anchor", "lambda_", "z_reward", "ema_decay",
-                   "discriminator_beta1", "reading_height", "loose", "reach", "exchange")
+                   "discriminator_beta1", "reading_height", "loose", "reach", "exchange",
+                   "parts")
     for field, kind in kinds.items():
         value = getattr(profile, field)
         if kind in (int, float) and (value < 0 or value == 0 and field not in may_be_zero):

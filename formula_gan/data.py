@@ -514,10 +514,11 @@ class Drawing:
     faults: float = 0.0  # share of images with a photo's faults
     border: int = 4  # px of blank around the ink, on average
     exchange: float = 0.0  # share of a written figure's symbols that are exchanged for other writers'
+    parts: float = 0.0  # chance that a part of a written figure is exchanged for another formula's, again after each
 
     def facts(self) -> dict:  # JSON values
-        "What names a training that draws so; the exchange only where there is one."
-        return {k: v for k, v in asdict(self).items() if k != "exchange" or v}
+        "What names a training that draws so; exchanges only where there are some."
+        return {k: v for k, v in asdict(self).items() if k not in ("exchange", "parts") or v}
 
     def size(self, rng) -> float:  # px of the median symbol
         "A batch's own symbol height."
@@ -564,7 +565,7 @@ class FigureStream:
         self.domains = [s.domain for s in sets]
         self.seed, self.pool = seed, pool
         self.turns = Turns([len(s) for s in sets], seed)
-        self.pools = {}  # set -> symbols to exchange
+        self.pools = {}  # set -> symbols and parts to exchange
         self.counts = []  # batches of each pool
         self.cached = (-1, None)  # the newest pool's
 
@@ -582,12 +583,15 @@ class FigureStream:
         return self.cached[1]
 
     def figure(self, which: int, n: int, rng: np.random.Generator):  # drawing.Figure or drawing.Picture
-        "A figure of a set; a written one with some symbols exchanged."
-        from formula_gan.exchange import SymbolPool, exchange
-        figure, share = self.sets[which][n], self.drawing.exchange
-        if not share or self.domains[which] == PRINTED or not hasattr(figure, "symbol"): return figure
-        if which not in self.pools: self.pools[which] = SymbolPool(self.sets[which])
-        return exchange(figure, self.pools[which], share, rng)
+        "A figure of a set; a written one with some parts and symbols exchanged."
+        from formula_gan.exchange import PartPool, SymbolPool, exchange, exchange_parts
+        figure, drawing = self.sets[which][n], self.drawing
+        if self.domains[which] == PRINTED or not hasattr(figure, "symbol"): return figure
+        for kind, change, share in ((PartPool, exchange_parts, drawing.parts), (SymbolPool, exchange, drawing.exchange)):
+            if not share: continue
+            if (which, kind) not in self.pools: self.pools[which, kind] = kind(self.sets[which])
+            figure = change(figure, self.pools[which, kind], share, rng)
+        return figure
 
     def place(self, step: int) -> tuple[int, int]:
         "Pool of a batch and its number there."

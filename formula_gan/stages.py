@@ -646,7 +646,8 @@ def guided_recognizer(
     profile = run.profile
     recipe, config = guided_recipe(profile), guided_config(profile)
     height = profile.height if profile.sizing == "height" else profile.symbol_height
-    drawing = drawing or Drawing(height, profile.sizing.partition("-")[0], exchange=profile.exchange)
+    drawn = profile.sizing.partition("-")[0]
+    drawing = drawing or Drawing(height, drawn, exchange=profile.exchange, parts=profile.parts)
     if profile.network == "thin": drawing = dataclasses.replace(drawing, area=30_000)  # many small steps
     def build(folder):
         images, symbols = valid(), vocab()
@@ -716,6 +717,7 @@ def general_recognizer(
     stitched = typeset_figures(run, "stitched", to_stitch, inputs=[corpus(run)], last=GENERAL_STITCHED)
     printed = typeset_figures(run, "print", to_print, fonts, [corpus(run)], last=GENERAL_PRINTED)
     ink = ink_figures(run)
-    drawing = Drawing(sized.profile.symbol_height, tilt=2.0, faults=0.4, exchange=run.profile.exchange)
+    exchanged = {"exchange": run.profile.exchange, "parts": run.profile.parts}
+    drawing = Drawing(sized.profile.symbol_height, tilt=2.0, faults=0.4, **exchanged)
     return guided_recognizer(sized, "general", [ink, stitched, ink, printed], valid, vocab, "general",
                              steps or run.profile.updates, drawing, start)
