@@ -97,7 +97,7 @@ def test_faults_come_from_the_seed_and_grow_with_the_picture(small):
     assert blurred[1] < blurred[0]  # a blur of 0.9 px is 9 px where symbols are 240 px high
 
 
-@pytest.mark.parametrize("wrong, message", [(dict(scale=9), "scale=9"), (dict(scale="x"), "scale"), (dict(pen=0.01), "pen=0.01"), (dict(paper="torn"), "ruled or squared"),
+@pytest.mark.parametrize("wrong, message", [(dict(scale=9), "scale=9"), (dict(scale="x"), "scale"), (dict(pen=0.01), "pen=0.01"), (dict(slant=-0.7), "slant=-0.7"), (dict(slant="x"), "slant"), (dict(paper="torn"), "ruled or squared"),
                                             (dict(ink_colour="inky"), "no colour 'inky'"), (dict(paper_colour="#12"), "no colour")])
 def test_looks_that_cannot_be(wrong, message):
     with pytest.raises(FormulaGanError, match=message): Look(**wrong)
