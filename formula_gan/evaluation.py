@@ -217,6 +217,37 @@ def _discounts(tables: Iterable[dict]) -> tuple[float, float, float, float]:
     return tuple(values)
 
 # %% ../nbs/09_evaluation.ipynb #df8c4d11
+def _ngram_counts(
+    formulas: Iterable[tuple[int, ...]],  # ids, start and end included
+    order: int,
+) -> list[Counter]:  # of n-grams of 1, 2 ... `order` ids
+    """The count of an n-gram shorter than `order` is the number of contexts in which it occurs; at the start of a
+    formula, where there is one context only, it is the number of occurrences."""
+    counts = [Counter() for _ in range(order)]
+    for ids in formulas:
+        for size, table in enumerate(counts, 1): table.update(zip(*(ids[k:] for k in range(size))))
+    for size in range(order - 1, 0, -1):
+        contexts = Counter(gram[1:] for gram in counts[size])
+        counts[size - 1] = Counter({g: contexts[g] if g[0] != _START else c for g, c in counts[size - 1].items()})
+    return counts
+
+# %% ../nbs/09_evaluation.ipynb #ced7aa62
+def _smoothed(
+    counts: Counter,  # of n-grams of one length
+) -> dict:  # history -> (share of each token, share given to the shorter history)
+    "Each count less its discount, as a share of the history's counts."
+    tables = defaultdict(dict)
+    for gram, count in counts.items():
+        if gram[-1] != _START: tables[gram[:-1]][gram[-1]] = count
+    discount = _discounts(tables.values())
+    level = {}
+    for history, table in tables.items():
+        total = sum(table.values())
+        kept = {token: (count - discount[min(count, 3)]) / total for token, count in table.items()}
+        level[history] = kept, 1 - sum(kept.values())
+    return level
+
+# %% ../nbs/09_evaluation.ipynb #cefaa8d9
 class NGramModel:
     "An n-gram model of token lists, smoothed; the end token is predicted, the start is not."
 
@@ -244,32 +275,12 @@ class NGramModel:
         self,
         formulas: Iterable[Sequence[str]],  # token lists
     ) -> "NGramModel":  # itself
-        """Count. The count of a shorter n-gram is the number of contexts in which it occurs; at the start of a formula,
-        where there is one context only, it is the number of occurrences."""
+        "Count and smooth."
         formulas = list(formulas)
         if not formulas: raise FormulaGanError("an n-gram model needs formulas to count: the list is empty")
         if not self.fixed: self._name(token for tokens in formulas for token in tokens)
-        counts = [Counter() for _ in range(self.order)]
-        for ids in map(self._encode, formulas):
-            for size, table in enumerate(counts, 1): table.update(zip(*(ids[k:] for k in range(size))))
-        for size in range(self.order - 1, 0, -1):
-            contexts = Counter(gram[1:] for gram in counts[size])
-            counts[size - 1] = Counter({g: contexts[g] if g[0] != _START else c for g, c in counts[size - 1].items()})
-        self.levels = [self._level(c) for c in counts]
+        self.levels = [_smoothed(counts) for counts in _ngram_counts(map(self._encode, formulas), self.order)]
         return self
-
-    def _level(self, counts: Counter) -> dict:
-        "history -> (share of each token, share given to the shorter history)."
-        tables = defaultdict(dict)
-        for gram, count in counts.items():
-            if gram[-1] != _START: tables[gram[:-1]][gram[-1]] = count
-        discount = _discounts(tables.values())
-        level = {}
-        for history, table in tables.items():
-            total = sum(table.values())
-            kept = {token: (count - discount[min(count, 3)]) / total for token, count in table.items()}
-            level[history] = kept, 1 - sum(kept.values())
-        return level
 
     def _probability(self, history: tuple[int, ...], token: int) -> float:
         probability = 1 / (len(self.vocab) + 2)  # the vocabulary, the end, the unknown

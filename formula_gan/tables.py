@@ -171,7 +171,7 @@ def set_figures(
     kid = kernel_distance(*(image_features(model, part, known, run.device) for part in (content, ink)))
     return {"content_exprate": round(read_back.exprate, 2), "kid": round(kid.value, 5)}
 
-
+# %% ../nbs/09b_tables.ipynb #6ef4fbab
 def checkpoint_figures(
     run: Run,
     weights: Path,  # of the row's recogniser
@@ -228,7 +228,7 @@ def row_columns(
     if row == "L": own.pop("recognizer_steps")
     return own | {"row": row, "profile": profile.name, "data": profile.data, "batch": profile.batch, "seed": run.seed}
 
-
+# %% ../nbs/09b_tables.ipynb #0c9532e7
 def finish_row(
     run: Run,
     row: str,
@@ -243,7 +243,7 @@ def finish_row(
     for line in lines: write_row(table, line)
     return lines, table
 
-
+# %% ../nbs/09b_tables.ipynb #009b27cf
 def run_row(
     row: str = "",  # "1".."7", or a control: "L", "P", "N", "S"; empty: chosen by lambda
     profile: Profile | str = "demo",
@@ -341,7 +341,7 @@ def training_figures(
     if row.second == "P": return [*ink, typeset_figures(run, "print", formulas, fonts, [images])]
     return [*ink, typeset_figures(run, "stitched", formulas, inputs=[images])]
 
-
+# %% ../nbs/09b_tables.ipynb #a686d06f
 def large_model(
     run: Run,
     row: RecognitionRow,
@@ -452,7 +452,7 @@ def own_columns(
     return shown | {"row": row.name, "recipe": recipe, "train_norm": row.train_norm, "synthetic": synthetic,
                     "generator": Path(weights).stem if weights and row.second in ROWS else ""}
 
-
+# %% ../nbs/09b_tables.ipynb #e27e2e93
 def run_recognition_row(
     row: str = "V",  # "I".."VIII", or a control: "P", "D", "S", "Y"
     profile: Profile | str = "demo",

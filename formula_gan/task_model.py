@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['THREE_SIZES', 'RecognizerConfig', 'Cells', 'NormReLU', 'DenseLayer', 'DenseBlock', 'Encoder', 'WideLayer',
            'WideBlock', 'WideEncoder', 'Memory', 'CoverageAttention', 'gru', 'State', 'Decoder', 'Position', 'Views',
-           'advance', 'at_size', 'attention_loss', 'symbol_loss', 'Hypothesis', 'Recognizer', 'count_runaways',
-           'SymbolJudge', 'save_recognizer', 'load_recognizer']
+           'advance', 'at_size', 'attention_loss', 'symbol_loss', 'check_images', 'teach', 'common_ids',
+           'EncoderDecoder', 'Hypothesis', 'guidance', 'begin_views', 'Recognizer', 'count_runaways', 'SymbolJudge',
+           'save_recognizer', 'load_recognizer']
 
 # %% ../nbs/06_task_model.ipynb #96e55c0e
 import math
@@ -494,38 +495,69 @@ def symbol_loss(
     centre = truth > 0
     return ((cost * centre).sum() + rest * (cost * ~centre).sum()) / centre.sum().clamp(min=1)
 
-# %% ../nbs/06_task_model.ipynb #bfc4c176
-class Hypothesis(NamedTuple):
-    "What was read in an image."
-    tokens: list[str]  # without the end token
-    score: float  # mean log-probability of a token, end token included; natural logarithm
+# %% ../nbs/06_task_model.ipynb #32d84df7
+def check_images(
+    x: torch.Tensor,  # wanted: (B,1,H,W)
+    mask: torch.Tensor | None,  # wanted: the same shape
+):
+    "Raise `FormulaGanError` for images or a mask of the wrong shape."
+    if x.ndim == 4 and x.shape[1] == 1 and (mask is None or mask.shape == x.shape): return
+    other = None if mask is None else tuple(mask.shape)
+    raise FormulaGanError(f"images must be (B,1,H,W) and the mask of the same shape, not {tuple(x.shape)} and {other}")
 
+# %% ../nbs/06_task_model.ipynb #f51d9020
+def teach(
+    decoder: Decoder,
+    scales: list[tuple[torch.Tensor, Cells]],  # from an encoder
+    ids: torch.Tensor,  # int64 (B,T), start ... end, padded
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    "Teacher forcing: logits (B, T-1, tokens) of ids[:, 1:], and the attention (B, T-1, h, w) of each scale."
+    with torch.autocast(ids.device.type, enabled=False):
+        memories, state = decoder.begin(scales)
+        gates, token = decoder.gates(ids[:, :-1])
+        hidden, seen, looks = [], [], []
+        for gate in gates.split(1, 1):
+            state, context, look = decoder.step(gate, state, memories)
+            hidden.append(state.hidden)
+            seen.append(context)
+            looks.append(look)
+        logits = decoder.logits(torch.cat(hidden, 1), torch.cat(seen, 1), token)
+    return logits, [torch.cat(look, 1).unflatten(-1, m.size) for look, m in zip(zip(*looks), memories)]
 
+# %% ../nbs/06_task_model.ipynb #5d6bf1b0
+def common_ids(
+    ours: Vocab,
+    theirs: Vocab,
+) -> tuple[list[int], list[int]]:  # ours, theirs
+    "Numbers of the tokens that both vocabularies have, marks included."
+    shared = [token for token in ours.to_list() if token in theirs]
+    here, there = ([0, 1, 2, *vocab.encode(shared)[1:-1]] for vocab in (ours, theirs))
+    return here, there
+
+# %% ../nbs/06_task_model.ipynb #2e0952c9
 _OF_TOKENS = ("decoder.embed.weight", "decoder.out.weight", "decoder.out.bias", "symbols.weight", "symbols.bias")
 
 
-class Recognizer(nn.Module):
-    "Reads formulas; `vocab` and `config` travel with the weights."
+class EncoderDecoder(nn.Module):
+    "The network of a recogniser; `vocab` and `config` travel with the weights."
 
     def __init__(
         self,
-        vocab: Vocab,  # the tokens it can write
-        config: RecognizerConfig = RecognizerConfig(),
+        vocab: Vocab,
+        config: RecognizerConfig,
     ):
         super().__init__()
         self.vocab, self.config = vocab, config
-        self.grammar = Grammar(vocab)
         self.encoder = WideEncoder(config) if config.wide else Encoder(config)
         self.decoder = Decoder(self.encoder.channels, len(vocab), config)
         self.symbols = nn.Linear(self.encoder.channels[0], len(vocab)) if config.symbol_map else None
         self.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
     @torch.no_grad()
-    def take_over(self, other: "Recognizer"):
-        "Take the weights of a recogniser of the same shape; those of a token go to the same token, new ones stay."
+    def take_over(self, other: "EncoderDecoder"):
+        "Take the weights of a network of the same shape; those of a token go to the same token, new ones stay."
         if other.config != self.config: raise FormulaGanError("only a recogniser of the same shape can be taken over")
-        shared = [token for token in self.vocab.to_list() if token in other.vocab]
-        here, there = ([0, 1, 2, *vocab.encode(shared)[1:-1]] for vocab in (self.vocab, other.vocab))
+        here, there = common_ids(self.vocab, other.vocab)
         theirs = other.state_dict()
         for name, tensor in self.state_dict().items():
             if name in _OF_TOKENS: tensor[here] = theirs[name][there]
@@ -533,10 +565,7 @@ class Recognizer(nn.Module):
 
     def encode(self, x: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[torch.Tensor, Cells]]:
         "Features of each scale, under autocast if the caller asks for it."
-        if x.ndim != 4 or x.shape[1] != 1 or mask is not None and mask.shape != x.shape:
-            other = None if mask is None else tuple(mask.shape)
-            raise FormulaGanError(f"images must be (B,1,H,W) and the mask of the same shape, "
-                                  f"not {tuple(x.shape)} and {other}")
+        check_images(x, mask)
         return self.encoder(x, torch.ones_like(x) if mask is None else mask)
 
     def memories(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[list[Memory], State]:
@@ -551,32 +580,62 @@ class Recognizer(nn.Module):
         mask: torch.Tensor | None,  # the same shape, 1 where there is image; None: everywhere
         ids: torch.Tensor,  # int64 (B,T), start ... end, padded
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        "Teacher forcing: logits (B, T-1, tokens) of ids[:, 1:], and the attention (B, T-1, h, w) of each scale."
-        return self.teach(self.encode(x, mask), ids)
+        "Logits (B, T-1, tokens) of ids[:, 1:], and the attention (B, T-1, h, w) of each scale."
+        return teach(self.decoder, self.encode(x, mask), ids)
 
-    def teach(
+# %% ../nbs/06_task_model.ipynb #df7906bc
+class Hypothesis(NamedTuple):
+    "What was read in an image."
+    tokens: list[str]  # without the end token
+    score: float  # mean log-probability of a token, end token included; natural logarithm
+
+# %% ../nbs/06_task_model.ipynb #96a6638f
+def guidance(
+    network: EncoderDecoder,
+    scales: list[tuple[torch.Tensor, Cells]],  # from its `encode`
+    looks: list[torch.Tensor],  # the attention (B, T, h, w) of each scale
+    ids: torch.Tensor,  # int64 (B, T), without the start
+    boxes: torch.Tensor,  # float32 (B, T, 4), px; NaN: no place
+) -> dict[str, torch.Tensor]:  # scalars: "attention"; with a symbol map also "symbols"
+    "What tells a network where symbols stand."
+    stride, (rows, cells) = network.config.stride, scales[0]
+    losses = {"attention": sum(attention_loss(look, boxes, stride) for look in looks) / len(looks)}
+    if network.symbols is None: return losses
+    named = cells.maps(network.symbols(rows)).float()
+    return losses | {"symbols": symbol_loss(named, cells.mask, ids, boxes, stride)}
+
+# %% ../nbs/06_task_model.ipynb #ff9ab77c
+def begin_views(
+    network: EncoderDecoder,
+    x: torch.Tensor,  # float32 (B,1,H,W), ink 1
+    mask: torch.Tensor | None,  # the same shape
+    sizes: Sequence[float],  # relative ones
+) -> Views:
+    "Where the search starts, with the images at each size."
+    if not sizes or min(sizes) <= 0: raise FormulaGanError(f"sizes={tuple(sizes)} must be above 0, one at least")
+    return Views([Position(network.decoder, *network.memories(*at_size(x, mask, size))) for size in sizes])
+
+# %% ../nbs/06_task_model.ipynb #949296dc
+class Recognizer(EncoderDecoder):
+    "Reads formulas; `vocab` and `config` travel with the weights."
+
+    def __init__(
         self,
-        scales: list[tuple[torch.Tensor, Cells]],  # from `encode`
-        ids: torch.Tensor,  # int64 (B,T)
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # as `forward`
-        "The decoder's part of `forward`."
-        with torch.autocast(ids.device.type, enabled=False):
-            memories, state = self.decoder.begin(scales)
-            gates, token = self.decoder.gates(ids[:, :-1])
-            hidden, seen, looks = [], [], []
-            for gate in gates.split(1, 1):
-                state, context, look = self.decoder.step(gate, state, memories)
-                hidden.append(state.hidden)
-                seen.append(context)
-                looks.append(look)
-            logits = self.decoder.logits(torch.cat(hidden, 1), torch.cat(seen, 1), token)
-        return logits, [torch.cat(look, 1).unflatten(-1, m.size) for look, m in zip(zip(*looks), memories)]
+        vocab: Vocab,  # the tokens it can write
+        config: RecognizerConfig = RecognizerConfig(),
+    ):
+        super().__init__(vocab, config)
+        self.grammar = Grammar(vocab)
 
     def token_nll(self, x: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
         "Negative log-likelihood of each token after the start, in nats: (B, T-1), zeros at padding."
         logits, _ = self(x, mask, ids)
         truth = ids[:, 1:].flatten()
         return F.cross_entropy(logits.flatten(0, 1), truth, ignore_index=PAD, reduction="none").view(len(ids), -1)
+
+    def loss(self, x: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
+        "Cross-entropy averaged over all tokens of the batch, end tokens included (Eq 7, its sum replaced by a mean)."
+        return self.token_nll(x, mask, ids).sum() / (ids[:, 1:] != PAD).sum()
 
     def guided_losses(
         self,
@@ -588,19 +647,9 @@ class Recognizer(nn.Module):
         """Eq 7, its sum replaced by a mean, and what tells the model where symbols stand; neither part of the
         guidance is needed to read."""
         scales = self.encode(x, mask)
-        logits, looks = self.teach(scales, ids)
-        stride = self.config.stride
-        losses = {"read": F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=PAD),
-                  "attention": sum(attention_loss(look, boxes, stride) for look in looks) / len(looks)}
-        if self.symbols is not None:
-            rows, cells = scales[0]
-            named = cells.maps(self.symbols(rows)).float()
-            losses["symbols"] = symbol_loss(named, cells.mask, ids[:, 1:], boxes, stride)
-        return losses
-
-    def loss(self, x: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
-        "Cross-entropy averaged over all tokens of the batch, end tokens included (Eq 7, its sum replaced by a mean)."
-        return self.token_nll(x, mask, ids).sum() / (ids[:, 1:] != PAD).sum()
+        logits, looks = teach(self.decoder, scales, ids)
+        read = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=PAD)
+        return {"read": read} | guidance(self, scales, looks, ids[:, 1:], boxes)
 
     @torch.no_grad()
     def decode(
@@ -615,8 +664,7 @@ class Recognizer(nn.Module):
         "Read images, in the model's present mode (call `eval()` first). Length-normalised beam search."
         for name, value in (("beam_size", beam_size), ("max_length", max_length)):
             if value < 1: raise FormulaGanError(f"{name}={value} must be at least 1")
-        if not sizes or min(sizes) <= 0: raise FormulaGanError(f"sizes={tuple(sizes)} must be above 0, one at least")
-        views = Views([Position(self.decoder, *self.memories(*at_size(x, mask, size))) for size in sizes])
+        views = begin_views(self, x, mask, sizes)
         with torch.autocast(x.device.type, enabled=False):
             grammar = self.grammar if valid else None
             ids, scores, _ = beam_search(advance, views, beam_size, len(x), max_length, x.device, grammar)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['THIN', 'GAN_FIELDS', 'NOT_THE_PAPERS', 'WIDEST', 'RECIPES', 'small_recognizer', 'gan_settings', 'recognizer_settings',
-           'size_facts', 'by_device', 'gan_optimizers', 'draws_anew', 'content_judge', 'SeenVerdicts', 'gan_stream',
-           'PairedStream', 'GanTask', 'triplet_sheet', 'Recipe', 'large_recognizer', 'PhasedStream',
-           'curriculum_phases', 'cosine_factor', 'RecognizerTask']
+           'size_facts', 'by_device', 'gan_optimizers', 'gan_models', 'draws_anew', 'content_judge', 'SeenVerdicts',
+           'gan_stream', 'PairedStream', 'standing_batches', 'GanTask', 'triplet_sheet', 'Recipe', 'large_recognizer',
+           'PhasedStream', 'curriculum_phases', 'cosine_factor', 'count_validation', 'recipe_streams',
+           'recipe_optimizer', 'RecognizerTask']
 
 # %% ../nbs/07a_tasks.ipynb #7827fce4
 import copy, math
@@ -79,7 +80,7 @@ def by_device(device: str) -> dict:  # arguments of a torch optimiser
     "One launch a player on a GPU; on a CPU the way that all results so far were made."
     return {"fused": True} if torch.device(device).type == "cuda" else {"foreach": True}
 
-
+# %% ../nbs/07a_tasks.ipynb #c7aa4bfd
 def gan_optimizers(
     models: GanModels,
     profile: Profile,
@@ -91,6 +92,21 @@ def gan_optimizers(
              "task": (profile.task_lr, 0.9)}
     return {name: torch.optim.Adam(getattr(models, name).parameters(), lr, (beta, 0.999), **by_device(device))
             for name, (lr, beta) in kinds.items() if getattr(models, name) is not None}
+
+# %% ../nbs/07a_tasks.ipynb #5a3364a9
+def gan_models(
+    profile: Profile,
+    vocab: Vocab,
+    attention: bool = True,
+) -> GanModels:
+    "The players as the profile wants them; without a task model at lambda 0, and where a judge stands in its place."
+    learns = profile.lambda_ and not profile.judge
+    task = Recognizer(vocab, small_recognizer(profile)) if learns else None
+    generator = Generator(profile.base_channels, attention=attention, skip=profile.skip, fold=profile.fold,
+                          reach=profile.reach)
+    discriminator = Discriminator(profile.base_channels, attention=attention, gain=profile.discriminator_gain,
+                                  fold=profile.fold, cells=profile.cells)
+    return GanModels(generator, discriminator, task)
 
 # %% ../nbs/07a_tasks.ipynb #ee181ca6
 def draws_anew(profile: Profile) -> bool:
@@ -175,6 +191,19 @@ class PairedStream:
 
     def __getitem__(self, step): return self.source[step], self.targets[step]
 
+# %% ../nbs/07a_tasks.ipynb #7da62bd8
+def standing_batches(
+    task,  # `GanTask`
+    z_dim: int,
+    count: int = 32,
+):  # yields x, z, c, mask for the generator
+    "The sources' first batches with noise of their own, the same at every export."
+    draw = torch.Generator().manual_seed(derive_seed(task.seed, "standing"))
+    for step in range(count):
+        source = task.source[step].to(task.device, torch.channels_last)
+        z = torch.randn(len(source.x), z_dim, generator=draw).to(task.device)
+        yield source.x, z, target_class(source.domain, task.target, draw), source.mask
+
 # %% ../nbs/07a_tasks.ipynb #a45fb7ba
 class GanTask:
     "One row of Table 1: generator, discriminator and (unless lambda is 0) task model on two streams of images."
@@ -195,19 +224,13 @@ class GanTask:
         seed_everything_for(seed, "init")
         self.profile, self.seed, self.target, self.device = profile, seed, target, device
         self.steps = profile.warmup_iterations + profile.gan_iterations
-        learns = profile.lambda_ and not profile.judge
-        task = Recognizer(vocab, small_recognizer(profile)) if learns else None
-        generator = Generator(profile.base_channels, attention=attention, skip=profile.skip, fold=profile.fold,
-                              reach=profile.reach)
-        discriminator = Discriminator(profile.base_channels, attention=attention, gain=profile.discriminator_gain,
-                                      fold=profile.fold, cells=profile.cells)
+        self.models = gan_models(profile, vocab, attention)
         judge = content_judge(profile, vocab)
-        if profile.seen: discriminator.seen = SeenVerdicts(judge)
+        if profile.seen: self.models.discriminator.seen = SeenVerdicts(judge)
         self.judge = judge if profile.lambda_ else None
-        self.models = GanModels(generator, discriminator, task)
         self.modules = {name: m.to(memory_format=torch.channels_last)
                         for name, m in vars(self.models).items() if m is not None}
-        self.modules["average"] = copy.deepcopy(generator)
+        self.modules["average"] = copy.deepcopy(self.models.generator)
         self.fixed = [judge] if judge is not None else []
         self.optimizers = gan_optimizers(self.models, profile, device)
         self.source = gan_stream(profile, sources, vocab, seed, "source", profile.loose)
@@ -247,13 +270,8 @@ class GanTask:
     def export(self, path: Path, **facts):
         "The averaged generator as safetensors, its statistics measured anew: those that it followed fit other weights."
         average = copy.deepcopy(self.modules["average"])
-        draw = torch.Generator().manual_seed(derive_seed(self.seed, "standing"))
-        def batches():
-            for step in range(32):
-                source = self.source[step].to(self.device, torch.channels_last)
-                z = torch.randn(len(source.x), average.z_dim, generator=draw).to(self.device)
-                yield source.x, z, target_class(source.domain, self.target, draw), source.mask
-        with mixed_precision(self.profile, self.device): standing_statistics(average, batches())
+        batches = standing_batches(self, average.z_dim)
+        with mixed_precision(self.profile, self.device): standing_statistics(average, batches)
         loosened = {"loose": self.profile.loose} if self.profile.loose else {}
         save_generator(average, path, **(size_facts(self.profile) | loosened | facts))
 
@@ -357,6 +375,46 @@ def cosine_factor(
     if step < rise: return max((step + 1) / rise, 1e-3)
     return max(0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)), 1e-3)
 
+# %% ../nbs/07a_tasks.ipynb #ad9b257f
+def count_validation(
+    state: dict,  # "best", "waited", "drops": changed in place
+    value: float,
+    patience: int,  # 0: the rate never falls
+):
+    "Count validations without improvement; after `patience` of them the rate drops, three times at most."
+    if value < state["best"]:
+        state.update(best=value, waited=0)
+        return
+    state["waited"] += 1
+    if state["waited"] >= patience > 0 and state["drops"] < 3: state.update(waited=0, drops=state["drops"] + 1)
+
+# %% ../nbs/07a_tasks.ipynb #36f8a457
+def recipe_streams(
+    profile: Profile,
+    sets: list[ImageSet],
+    vocab: Vocab,
+    recipe: Recipe,
+    steps: int,  # of the whole training
+    seed: int,
+) -> dict[int, Stream]:  # by first step
+    "A stream for each phase of the recipe's curriculum, with a seed of its own."
+    streams, images = {}, recipe.images(profile)
+    for first, part in curriculum_phases(sets, recipe.curriculum, steps, images):
+        own = derive_seed(seed, "recognizer", *([first] if first else []))
+        streams[first] = Stream(part, vocab, profile, images, own, recipe.ranges)
+    return streams
+
+# %% ../nbs/07a_tasks.ipynb #04cf874f
+def recipe_optimizer(
+    model: Recognizer,
+    profile: Profile,
+    recipe: Recipe,
+    device: str = "cpu",
+) -> torch.optim.Optimizer:
+    "The recipe's optimiser at its full rate."
+    kind, options = {"adam": (torch.optim.Adam, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}[recipe.optimizer]
+    return kind(model.parameters(), recipe.rate(profile), **by_device(device), **options)
+
 # %% ../nbs/07a_tasks.ipynb #09abae02
 class RecognizerTask:
     "A recogniser on one stream of images, trained by a recipe over the profile's steps."
@@ -379,14 +437,8 @@ class RecognizerTask:
         self.rates = "lr of the recipe" if self.recipe.lr else "recognizer_lr"
         self.model = Recognizer(vocab, config or small_recognizer(profile))
         self.modules = {"recognizer": self.model.to(memory_format=torch.channels_last)}
-        kinds = {"adam": (torch.optim.Adam, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
-        kind, options = kinds[self.recipe.optimizer]
-        rate, images = self.recipe.rate(profile), self.recipe.images(profile)
-        self.optimizers = {"recognizer": kind(self.model.parameters(), rate, **by_device(device), **options)}
-        self.streams = {}
-        for first, part in curriculum_phases(sets, self.recipe.curriculum, self.steps, images):
-            stream_seed = derive_seed(seed, "recognizer", *([first] if first else []))
-            self.streams[first] = Stream(part, vocab, profile, images, stream_seed, self.recipe.ranges)
+        self.optimizers = {"recognizer": recipe_optimizer(self.model, profile, self.recipe, device)}
+        self.streams = recipe_streams(profile, sets, vocab, self.recipe, self.steps, seed)
         self.stream = PhasedStream(self.streams)
         self.state = {"best": math.inf, "waited": 0, "drops": 0}  # of the plateau; travels with the checkpoint
         self.spec = {"kind": "recognizer", "settings": recognizer_settings(profile), "seed": seed, "steps": self.steps,
@@ -409,15 +461,7 @@ class RecognizerTask:
 
     def after_step(self, step: int): pass
 
-    def after_validation(self, value: float):
-        "Count validations without improvement; after `patience` of them the rate drops, three times at most."
-        state = self.state
-        if value < state["best"]:
-            state.update(best=value, waited=0)
-            return
-        state["waited"] += 1
-        if state["waited"] >= self.recipe.patience > 0 and state["drops"] < 3:
-            state.update(waited=0, drops=state["drops"] + 1)
+    def after_validation(self, value: float): count_validation(self.state, value, self.recipe.patience)
 
     def export(self, path: Path, **facts):
         "The recogniser as safetensors."

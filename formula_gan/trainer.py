@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['Z_CAP', 'frozen', 'renew_statistics', 'target_class', 'pooled_l1', 'stroke_change', 'z_term', 'write_fakes',
            'GanModels', 'recognizer_step', 'verdict_on_generator', 'discriminator_cost', 'gan_step',
-           'reconstruction_step', 'update_average', 'seed_everything_for', 'place', 'average_gradients', 'update',
-           'batch_loader', 'ignore_signals', 'stop_on_signal', 'Checkpoint', 'Log', 'mean_losses', 'first_failure',
-           'Trainer']
+           'reconstruction_step', 'update_average', 'seed_everything_for', 'join_processes', 'summed', 'place',
+           'average_gradients', 'update', 'batch_loader', 'ignore_signals', 'stop_on_signal', 'read_checkpoint',
+           'continue_optimizer', 'Checkpoint', 'Log', 'mean_losses', 'first_failure', 'refuse_failure', 'Journal',
+           'Training', 'export_weights', 'save_sheet', 'validate', 'Trainer']
 
 # %% ../nbs/07_trainer.ipynb #d42cb151
 import contextlib, csv, itertools, json, math, signal, threading, time, warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,9 +257,29 @@ def seed_everything_for(
     torch.manual_seed(derive_seed(seed, *parts))
 
 # %% ../nbs/07_trainer.ipynb #d3a2a95c
+def join_processes(
+    device: str,  # of the task
+):  # accelerate.Accelerator
+    "This process among those of a joint training; mostly it is alone."
+    with warnings.catch_warnings():  # its progress bar misses ipywidgets, which nobody here wants
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from accelerate import Accelerator
+    return Accelerator(cpu=device == "cpu")
+
+# %% ../nbs/07_trainer.ipynb #f3a0007f
+def summed(
+    value: float,
+    accelerator,  # accelerate.Accelerator
+) -> float:
+    "The sum of a figure over the processes."
+    if accelerator.num_processes == 1: return value
+    shared = torch.tensor(float(value), dtype=torch.float64, device=accelerator.device)
+    return float(accelerator.reduce(shared, "sum"))
+
+# %% ../nbs/07_trainer.ipynb #35343d98
 def place(
     task,
-    accelerator,  # accelerate.Accelerator
+    accelerator,
 ):
     "Move a task's modules to where this process computes; from then on `task.device` says where."
     if task.device == "cuda": task.device = str(accelerator.device)
@@ -336,6 +358,30 @@ def stop_on_signal(
         for number, handler in old.items(): signal.signal(number, handler)
 
 # %% ../nbs/07_trainer.ipynb #f733a463
+def read_checkpoint(
+    path: Path,
+    spec: str,  # of the task that is to go on
+) -> dict:  # empty where there is no file
+    "What a checkpoint contains; that of another configuration is refused."
+    if not path.exists(): return {}
+    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        cause = type(error).__name__
+        raise FormulaGanError(f"{path} is damaged ({cause}): delete it to start anew") from None
+    if state.pop("spec", "") == spec: return state
+    raise FormulaGanError(f"{path} is a checkpoint of another configuration: use another folder or delete it")
+
+# %% ../nbs/07_trainer.ipynb #d652bd0d
+def continue_optimizer(
+    optimizer: torch.optim.Optimizer,
+    state: dict,  # the `state_dict` of one before it
+):
+    "Load the state, but compute in the way that this device wants."
+    for kept, group in zip(state["param_groups"], optimizer.param_groups):
+        kept |= {way: group[way] for way in ("foreach", "fused")}
+    optimizer.load_state_dict(state)
+
+# %% ../nbs/07_trainer.ipynb #01e47056
 class Checkpoint:
     "A task's state in one file."
     def __init__(
@@ -356,21 +402,12 @@ class Checkpoint:
         except OSError as error: raise FormulaGanError(f"cannot write {self.path}: {error}") from None
 
     def load(self) -> dict:  # what was given to `save`; empty where there is no file
-        "Give the task its state back; a checkpoint of another configuration is refused."
-        if not self.path.exists(): return {}
-        try: state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            cause = type(error).__name__
-            raise FormulaGanError(f"{self.path} is damaged ({cause}): delete it to start anew") from None
-        if state.pop("spec", "") != self.spec:
-            raise FormulaGanError(f"{self.path} is a checkpoint of another configuration: "
-                                  "use another folder or delete it")
+        "Give the task its state back."
+        state = read_checkpoint(self.path, self.spec)
+        if not state: return {}
         modules, optimizers, own = (state.pop(key) for key in ("modules", "optimizers", "task"))
         for name, module in self.task.modules.items(): module.load_state_dict(modules[name])
-        for name, optimizer in self.task.optimizers.items():
-            for kept, group in zip(optimizers[name]["param_groups"], optimizer.param_groups):
-                kept |= {way: group[way] for way in ("foreach", "fused")}  # as this device wants it
-            optimizer.load_state_dict(optimizers[name])
+        for name, optimizer in self.task.optimizers.items(): continue_optimizer(optimizer, optimizers[name])
         if own: self.task.state = own
         return state
 
@@ -423,45 +460,131 @@ def first_failure(
     failed = ~torch.stack([losses["total"] for losses in window]).isfinite()
     return int(failed.nonzero()[0]) if failed.any() else None
 
-# %% ../nbs/07_trainer.ipynb #278d1c93
-class Trainer:
-    """Trains a task in a folder: `checkpoint.pt`, `losses.csv`, `sheets/`, `best.safetensors`, `last.safetensors`, and
-    `kept/STEP.safetensors`."""
+# %% ../nbs/07_trainer.ipynb #acc95d90
+def refuse_failure(
+    window: list[dict],  # losses of the steps since the last line of the log
+    training,  # `Training`, after these steps
+):
+    "Raise `FormulaGanError` once a loss was not finite: such weights are neither trained on nor saved."
+    failed = first_failure(window)
+    if failed is None: return
+    raise FormulaGanError(
+        f"{training.label}: the loss is not finite at step {training.step - len(window) + failed + 1}: "
+        f"start anew, in another folder, with a lower {getattr(training.task, 'rates', 'learning rate')}; "
+        f"{training.checkpoint.path} belongs to the present one")
+
+# %% ../nbs/07_trainer.ipynb #19fdb10d
+class Journal:
+    "The log of a training: losses.csv and the progress line every few steps, metric.csv at every validation."
     def __init__(
         self,
-        task,  # GanTask or RecognizerTask
-        folder: str | Path,  # where everything goes; a checkpoint there is continued
-        metric=None,  # callable(task) -> figures by name; of "metric", the lowest keeps `best.safetensors`
-        metric_every: int = 0,  # steps
-        sheet_every: int = 0,  # steps
-        keep_at=(),  # steps whose weights stay
-        checkpoint_minutes: float = 4,
-        log_every: int = 20,  # steps per line of losses.csv
-        loader_workers: int = 0,  # processes that prepare batches
-        progress: bool = True,
-        label: str = "training",
+        training,  # `Training`, whose step and minutes begin each line
     ):
-        with warnings.catch_warnings():  # its progress bar misses ipywidgets, which nobody here wants
-            warnings.filterwarnings("ignore", "IProgress not found")
-            from accelerate import Accelerator
-        self.task, self.folder, self.metric = task, Path(folder), metric
-        self.metric_every, self.sheet_every, self.log_every = metric_every, sheet_every, log_every
-        self.keep_at = keep_at
-        self.checkpoint_minutes, self.workers = checkpoint_minutes, loader_workers
-        self.progress, self.label = progress, label
-        self.step, self.minutes, self.best = 0, 0.0, math.inf
-        self.stopped, self.window = None, []
-        self.accelerator = Accelerator(cpu=task.device == "cpu")
-        place(task, self.accelerator)
+        self.training, self.window = training, []
+        self.losses, self.metrics = (Log(training.folder / f"{name}.csv", training.step)
+                                     for name in ("losses", "metric"))
+
+    def add(
+        self,
+        losses: dict,  # of one step
+        bar: tqdm,  # the progress line
+    ):
+        "Every `log_every` steps, and at the last, a line of averages since the line before."
+        self.window.append({name: value.detach() for name, value in losses.items()})
+        if not (self.training.due(self.training.log_every) or self.training.finished): return
+        refuse_failure(self.window, self.training)
+        mean, self.window = mean_losses(self.window), []
+        bar.set_postfix({k: f"{v:.3f}" for k, v in mean.items() if k != "total" or len(mean) == 1}, refresh=False)
+        bar.update(self.training.step - bar.n)
+        self.write(self.losses, mean)
+
+    def write(self, log: Log, figures: dict):
+        "A line of rounded figures, by the leader."
+        rounded = {name: round(value, 5) for name, value in figures.items()}
+        head = {"step": self.training.step, "minutes": round(self.training.minutes, 3)}
+        if self.training.leader: log.add(head | rounded)
+
+# %% ../nbs/07_trainer.ipynb #aaa1b312
+@dataclass(eq=False, repr=False)
+class Training:
+    "A task in its folder, at the step of the checkpoint there."
+    task: object  # GanTask or RecognizerTask
+    folder: str | Path  # where everything goes; a checkpoint there is continued
+    metric: Callable | None = None  # callable(task) -> figures by name; of "metric" the lowest is the best
+    metric_every: int = 0  # steps
+    sheet_every: int = 0  # steps
+    keep_at: Sequence[int] = ()  # steps whose weights stay
+    checkpoint_minutes: float = 4
+    log_every: int = 20  # steps per line of losses.csv
+    loader_workers: int = 0  # processes that prepare batches
+    progress: bool = True
+    label: str = "training"
+
+    def __post_init__(self):
+        self.folder, self.stopped = Path(self.folder), None
+        self.accelerator = join_processes(self.task.device)
+        self.leader = self.accelerator.is_main_process
+        place(self.task, self.accelerator)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = Checkpoint(self.folder / "checkpoint.pt", task)
-        if kept := self.checkpoint.load():
-            self.step, self.minutes, self.best = kept["step"], kept["minutes"], kept["best"]
-        self.losses, self.metrics = (Log(self.folder / f"{name}.csv", self.step) for name in ("losses", "metric"))
+        self.checkpoint = Checkpoint(self.folder / "checkpoint.pt", self.task)
+        kept = {"step": 0, "minutes": 0.0, "best": math.inf} | self.checkpoint.load()
+        self.step, self.minutes, self.best = kept["step"], kept["minutes"], kept["best"]
+        self.journal = Journal(self)
 
     @property
-    def leader(self) -> bool: return self.accelerator.is_main_process
+    def finished(self) -> bool: return self.step >= self.task.steps
 
+    def due(self, every: int) -> bool: return bool(every) and self.step % every == 0
+
+    def save(self):
+        "Write the checkpoint; all processes go on when it is there."
+        refuse_failure(self.journal.window, self)
+        if self.leader: self.checkpoint.save(step=self.step, minutes=self.minutes, best=self.best)
+        self.accelerator.wait_for_everyone()
+
+    def rename_last(self, path: Path):
+        "Give `last.safetensors` another name. Every process may call it; all go on when it is done."
+        if self.leader: (self.folder / "last.safetensors").replace(path)
+        self.accelerator.wait_for_everyone()
+
+# %% ../nbs/07_trainer.ipynb #215eb75d
+def export_weights(
+    training: Training,
+    name: str,  # in the training's folder
+):
+    "The task's weights of this step, by the leader."
+    facts = {"steps": training.step, "minutes": round(training.minutes, 3)}
+    if training.leader: training.task.export(training.folder / name, **facts)
+
+# %% ../nbs/07_trainer.ipynb #0f20cd2b
+def save_sheet(
+    training: Training,
+):
+    "A PNG of the last batch, by the leader."
+    if not training.leader: return
+    path = training.folder / "sheets" / f"{training.step:06d}.png"
+    with atomic_path(path) as temporary: training.task.sheet().save(temporary)
+
+# %% ../nbs/07_trainer.ipynb #d2b29e80
+def validate(
+    training: Training,
+):
+    "Measure; keep the best weights. The other processes learn the leader's figure."
+    value, task = 0.0, training.task
+    if training.leader:
+        figures = {name: float(value) for name, value in training.metric(task).items()}
+        value = figures["metric"]
+        training.journal.write(training.journal.metrics, figures)
+        if value < training.best:
+            task.export(training.folder / "best.safetensors", steps=training.step, validation=value)
+    value = summed(value, training.accelerator)
+    training.best = min(training.best, value)
+    task.after_validation(value)
+
+# %% ../nbs/07_trainer.ipynb #337f18d4
+class Trainer(Training):
+    """Trains a task in a folder: `checkpoint.pt`, `losses.csv`, `metric.csv`, `sheets/`, `best.safetensors`,
+    `last.safetensors`, and `kept/STEP.safetensors`."""
     def run(
         self,
         max_minutes: float | None = None,  # stop after this long with a checkpoint
@@ -469,99 +592,29 @@ class Trainer:
         "Train until the task's steps are done, the minutes are spent, or SIGTERM or Ctrl-C comes; then save."
         start = saved = time.monotonic()
         spent, self.stopped = self.minutes, None
+        loader = () if self.finished else batch_loader(self.task, self.step, self.accelerator, self.loader_workers)
         bar = tqdm(total=self.task.steps, initial=self.step, desc=self.label, mininterval=2,
                    disable=not (self.progress and self.leader))
-        loader = batch_loader(self.task, self.step, self.accelerator, self.workers)
         with stop_on_signal(self), bar:
-            for batch in loader if self.step < self.task.steps else ():
+            for batch in loader:
                 losses = update(self.task, batch, self.step, self.accelerator)
                 self.step += 1
                 self.minutes = spent + (time.monotonic() - start) / 60
                 self.log(losses, bar)
-                if self.due(self.sheet_every) and self.leader: self.save_sheet()
-                if self.step in self.keep_at and self.leader: self.keep()
-                if self.due(self.metric_every) or self.metric and self.step == self.task.steps: self.validate()
+                if self.due(self.sheet_every): save_sheet(self)
+                if self.step in self.keep_at: export_weights(self, f"kept/{self.step}.safetensors")
+                if self.due(self.metric_every) or self.metric and self.finished: validate(self)
                 if time.monotonic() - saved > 60 * self.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
                 if max_minutes and time.monotonic() - start > 60 * max_minutes: self.stopped = "time"
-                if self.agreed_stop(): break
+                if summed(self.stopped is not None, self.accelerator): break
         self.save()
-        finished = self.step >= self.task.steps
-        if finished: self.export_last()
+        if self.finished:
+            export_weights(self, "last.safetensors")
+            self.accelerator.wait_for_everyone()
         if self.stopped == "interrupt": raise KeyboardInterrupt
         if self.stopped == "signal": raise SystemExit(143)
-        return finished
+        return self.finished
 
-    def due(self, every: int) -> bool: return bool(every) and self.step % every == 0
-
-    def agreed_stop(self) -> bool:
-        "Whether any process was told to stop."
-        if self.accelerator.num_processes == 1: return self.stopped is not None
-        flag = torch.tensor(float(self.stopped is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum"))
-
-    def log(self, losses: dict, bar):
-        "Losses of every `log_every` steps, averaged, to losses.csv and the progress bar."
-        self.window.append({name: value.detach() for name, value in losses.items()})
-        if not (self.due(self.log_every) or self.step == self.task.steps): return
-        self.check()
-        mean, self.window = mean_losses(self.window), []
-        bar.set_postfix({k: f"{v:.3f}" for k, v in mean.items() if k != "total" or len(mean) == 1}, refresh=False)
-        bar.update(self.step - bar.n)
-        self.add_line(self.losses, mean)
-
-    def check(self):
-        "Refuse to go on, or to save, once a loss was not finite."
-        failed = first_failure(self.window)
-        if failed is None: return
-        raise FormulaGanError(
-            f"{self.label}: the loss is not finite at step {self.step - len(self.window) + failed + 1}: "
-            f"start anew, in another folder, with a lower {getattr(self.task, 'rates', 'learning rate')}; "
-            f"{self.checkpoint.path} belongs to the present one")
-
-    def add_line(self, log: Log, figures: dict):
-        "A line of rounded figures, by the leader."
-        rounded = {name: round(value, 5) for name, value in figures.items()}
-        if self.leader: log.add({"step": self.step, "minutes": round(self.minutes, 3), **rounded})
-
-    def validate(self):
-        "Measure; keep the best weights. The other processes learn the leader's figure."
-        value = 0.0
-        if self.leader:
-            figures = {name: float(value) for name, value in self.metric(self.task).items()}
-            value = figures["metric"]
-            self.add_line(self.metrics, figures)
-            if value < self.best:
-                self.task.export(self.folder / "best.safetensors", steps=self.step, validation=value)
-        if self.accelerator.num_processes > 1:
-            shared = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
-            value = float(self.accelerator.reduce(shared, "sum"))
-        self.best = min(self.best, value)
-        self.task.after_validation(value)
-
-    def save(self):
-        "Write the checkpoint; all processes go on when it is there."
-        self.check()
-        if self.leader: self.checkpoint.save(step=self.step, minutes=self.minutes, best=self.best)
-        self.accelerator.wait_for_everyone()
-
-    def save_sheet(self):
-        "A PNG of the last batch."
-        with atomic_path(self.folder / "sheets" / f"{self.step:06d}.png") as path: self.task.sheet().save(path)
-
-    def keep(self):
-        "Write the weights of this step, which stay."
-        path = self.folder / "kept" / f"{self.step}.safetensors"
-        self.task.export(path, steps=self.step, minutes=round(self.minutes, 3))
-
-    def export_last(self):
-        "Write `last.safetensors`; all processes go on when it is there."
-        if self.leader:
-            self.task.export(self.folder / "last.safetensors", steps=self.step, minutes=round(self.minutes, 3))
-        self.accelerator.wait_for_everyone()
-
-    def rename_last(self, path: Path):
-        "Give `last.safetensors` another name. Every process may call it; all go on when it is done."
-        if self.leader: (self.folder / "last.safetensors").replace(path)
-        self.accelerator.wait_for_everyone()
+    def log(self, losses: dict, bar: tqdm): self.journal.add(losses, bar)
