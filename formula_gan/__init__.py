@@ -1,9 +1,13 @@
-"""Synthetic handwritten formulas: LaTeX in, labelled handwriting out. Names load when first used; importing this loads nothing."""
+"""Synthetic handwritten formulas: LaTeX in, labelled handwriting out.
+
+Names load when first used; importing this loads nothing.
+"""
 __version__ = "0.1.0"
 
 import os as _os
 
-_os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin on a busy machine wait for each other for minutes; heeded if torch is not loaded yet
+# threads that spin on a busy machine wait for each other for minutes; heeded if torch is not loaded yet
+_os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _MODULES = {
     "core": "FormulaGanError Profile get_profile",

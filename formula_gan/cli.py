@@ -153,8 +153,8 @@ def add_evaluate(
     parser.add_argument("--errors", action="store_true",
                         help="list the wrong formulas, worst first: wrong tokens, name, truth, prediction")
     parser.add_argument("--strict", action="store_true", help=r"compare \limits too, which is ignored otherwise")
-    parser.add_argument("--recognizer", default="", help="a .safetensors file (default: the weights shipped): reads the test set "
-                                                             "itself")
+    parser.add_argument("--recognizer", default="",
+                        help="a .safetensors file (default: the weights shipped): reads the test set itself")
     parser.add_argument("--test-set", default="", metavar="PATH",
                         help="folder or zip of InkML, of images with a caption file (name, tab, LaTeX), or a folder "
                              "that synthesize made")
@@ -287,7 +287,8 @@ def add_train(
     parser.add_argument("--row", default="", help="1 to 7; without it the row is chosen by --lambda")
     parser.add_argument("--recognizer", action="store_true",
                         help="train the recogniser of `formula-gan recognize` instead")
-    parser.add_argument("--start", default="", help="a recogniser to go on from: a file, or shipped weights such as ink")
+    parser.add_argument("--start", default="",
+                        help="a recogniser to go on from: a file, or shipped weights such as ink")
     parser.add_argument("--ink", default="", metavar="PATH",
                         help="folder or zip of your own InkML, to learn from in place of the profile's ink; labels "
                              "from a caption file of any name (name, tab, LaTeX) or from the InkML; print is of "

@@ -230,7 +230,8 @@ def _csv_entries(path: str, lines: list[str], column: str) -> list[Entry]:
             # a quoted field can fill several lines
             first = reader.line_num - sum(value.count("\n") for value in fields.values())
             entries.append(Entry(first, fields.pop(column), fields))
-    except csv.Error as error: raise FormulaGanError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from None
+    except csv.Error as error:
+        raise FormulaGanError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from None
     return entries
 
 
@@ -389,7 +390,9 @@ def picture_files(
     from formula_gan.scans import PICTURES
     found = []
     for path in map(Path, paths):
-        inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES and f.is_file()) if path.is_dir() else [path]
+        inside = []
+        if path.is_dir():
+            inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES and f.is_file())
         found += map(str, inside or [path])  # of an empty folder the reader says what it is
     return found
 

@@ -71,7 +71,8 @@ def normalize_all(
 def read_wikipedia(
     data_dir: str = "",  # empty: FORMULA_GAN_DATA
 ) -> list[str]:  # LaTeX
-    r"The formulas of the English Wikipedia. MediaWiki knows no comments: what its authors write as `%` is `\%` in LaTeX."
+    r"""The formulas of the English Wikipedia. MediaWiki knows no comments: what its authors write as `%` is `\%` in
+    LaTeX."""
     path = data_file("wikipedia_formulas.txt.xz", data_dir)
     try:
         with lzma.open(path, "rt", encoding="utf-8") as lines:

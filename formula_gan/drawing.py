@@ -83,13 +83,16 @@ def path_polygons(
 ) -> tuple[np.ndarray, ...]:  # float32 (n, 2) each, the first point at (0, 0)
     "The contours of a glyph."
     here, start = np.zeros(2), np.zeros(2)
-    contours, line = [], [start]
+    contours = []
+    line = [start]
     control = None  # of the curve before, which `t` goes on from
     for command, numbers in re.findall(r"([a-zA-Z])([^a-zA-Z]*)", path):
         values = np.array([float(v) for v in re.findall(r"-?\d*\.?\d+", numbers)])
         if command == "z":
             if len(line) > 2: contours.append(np.array(line, "float32"))
-            here, control, line = start, None, [start]
+            here = start
+            control = None
+            line = [start]
             continue
         for value in values.reshape(-1, {"q": 4}.get(command, 2)):
             end = here + value[-2:]
@@ -130,7 +133,8 @@ def print_figure(
     layout: Layout,  # of it
 ) -> Figure:
     "A printed formula as a figure."
-    lines, symbol = [], []
+    lines = []
+    symbol = []
     for owner, contours in zip(layout.owners, layout_outlines(layout)):
         lines += contours
         symbol += [owner] * len(contours)
@@ -173,13 +177,15 @@ def _loosen(
     rng: np.random.Generator,
 ) -> np.ndarray:  # float (n, 2)
     "The points of a figure, every symbol turned, stretched and shifted a little."
-    points, count = figure.points, len(figure.token)
+    points = figure.points
+    count = len(figure.token)
     low, high = np.full((count, 2), np.inf, "float32"), np.full((count, 2), -np.inf, "float32")
     np.minimum.at(low, symbol, points)
     np.maximum.at(high, symbol, points)
     empty = np.isinf(low)  # a symbol without lines
     low[empty] = high[empty] = 0
-    middle, longest = (low + high) / 2, (high - low).max(1)
+    middle = (low + high) / 2
+    longest = (high - low).max(1)
     draw = np.clip(rng.normal(size=(5, count)), -2, 2) * loose
     flat = np.minimum(1, 1.5 / np.maximum(longest, 1e-3))  # a long bar turns less
     angle = draw[0] * np.deg2rad(6) * flat
@@ -249,11 +255,13 @@ def draw_figure(
     """Draw a figure as a hand does. The pen is 1.2 px at least; outlines of print are as thick as they are, or thicker.
     Boxes are left, top, right, bottom in px, NaN where a token has no place."""
     import cv2
-    points, pen = bend(figure, hand, rng), max(1.2, hand.pen * hand.height)
+    points = bend(figure, hand, rng)
+    pen = max(1.2, hand.pen * hand.height)
     low, high = points.min(0) - pen / 2, points.max(0) + pen / 2
     w, h = (np.ceil(high - low).astype(int) + [border[0] + border[2], border[1] + border[3]]).tolist()
     points = points - low + np.float32(border[:2])
-    canvas, bits = np.zeros((h * FINE, w * FINE), "uint8"), 4
+    canvas = np.zeros((h * FINE, w * FINE), "uint8")
+    bits = 4
     fixed = np.rint((points * FINE - 0.5) * 2 ** bits).astype("int32")
     lines = np.split(fixed, figure.starts[1:])
     strokes = [line for line, filled in zip(lines, figure.filled) if not filled]
@@ -320,7 +328,8 @@ def paper_lines(
 ) -> np.ndarray:  # float32 (h, w), lines 1
     "The lines of ruled or squared paper."
     import cv2
-    (h, w), lines = shape, np.zeros(shape, "float32")
+    h, w = shape
+    lines = np.zeros(shape, "float32")
     for y in np.arange(first, h, step): cv2.line(lines, (0, int(y)), (w, int(y + slope * w)), 1.0, thickness)
     if left is None: return lines
     for x in np.arange(left, w, step): cv2.line(lines, (int(x), 0), (int(x - slope * h), h), 1.0, thickness)
@@ -333,8 +342,10 @@ def ruling(
     height: float,  # px of the median symbol
 ):
     "Remains of ruled or squared paper."
-    step, level = height * rng.uniform(0.7, 2.5), float(rng.uniform(30, 140))
-    slope, first = float(rng.normal(0, 0.02)), rng.uniform(0, step)
+    step = height * rng.uniform(0.7, 2.5)
+    level = float(rng.uniform(30, 140))
+    slope = float(rng.normal(0, 0.02))
+    first = rng.uniform(0, step)
     left = rng.uniform(0, step) if rng.random() < 0.4 else None
     lines = paper_lines(picture.shape, step, first, left, slope, round(fault_unit(height)))
     np.maximum(picture, level * lines * patches(picture.shape, rng), out=picture)
@@ -347,18 +358,23 @@ def photo_faults(
 ) -> np.ndarray:  # uint8 (h, w)
     "Some of the faults of a cleaned photo, at random."
     import cv2
-    picture, (h, w) = image.astype("float32"), image.shape
+    picture = image.astype("float32")
+    h, w = image.shape
     unit = fault_unit(height)
     chance = rng.random(6)
     if chance[0] < 0.15: ruling(picture, rng, height)
     if chance[1] < 0.1:  # what is left of a frame: lines along some sides
         for side in rng.permutation(4)[:rng.integers(1, 5)]:
-            near, level, thick = int(rng.integers(0, 3)), float(rng.uniform(80, 255)), int(rng.integers(1, 4))
-            turned, (near, thick) = np.rot90(picture, side), (round(unit * near), round(unit * thick))
+            near = int(rng.integers(0, 3))
+            level = float(rng.uniform(80, 255))
+            thick = int(rng.integers(1, 4))
+            turned = np.rot90(picture, side)
+            near, thick = round(unit * near), round(unit * thick)
             turned[near:near + thick] = np.maximum(turned[near:near + thick], level)
     if chance[2] < 0.3:
         for _ in range(rng.integers(1, 6)):
-            centre, size = (int(rng.integers(w)), int(rng.integers(h))), int(rng.integers(0, 2))
+            centre = (int(rng.integers(w)), int(rng.integers(h)))
+            size = int(rng.integers(0, 2))
             cv2.circle(picture, centre, round(unit * (size + 0.5) - 0.5), float(rng.uniform(60, 200)), -1)
     if chance[3] < 0.3: picture *= 1 - rng.uniform(0, 0.5) * patches((h, w), rng)  # a pen that gives out
     if chance[4] < 0.5: picture = cv2.GaussianBlur(picture, (0, 0), unit * float(rng.uniform(0.35, 0.9)))
@@ -378,7 +394,8 @@ def stitched_figure(
     ink = stitch(layout, bank, rng, latex=latex, leave_out=True)
     token = print_tokens(latex, layout)
     written = {s.place for s in ink.symbols}
-    lines, symbol = [], []
+    lines = []
+    symbol = []
     for s in ink.symbols:
         lines += [thinned(ink.strokes[n]) / UNITS_PER_EM for n in s.strokes]
         symbol += [s.place] * len(s.strokes)
@@ -450,7 +467,8 @@ def ink_boxes(
     "The boxes of a drawn ink's tokens: its strokes fill the image but for pen and padding."
     points = np.concatenate(ink.strokes).astype(float)
     low, extent = points.min(0), np.ptp(points, axis=0)
-    room, side = np.array(shape[::-1]) - pen - 2 * padding, extent.argmax()
+    room = np.array(shape[::-1]) - pen - 2 * padding
+    side = extent.argmax()
     scale = room[side] / max(extent[side], 1e-9)
     boxes = np.full((ink.latex.count(" ") + 1, 4), np.nan, "float32")
     for n in np.unique(token[token >= 0]):
@@ -479,7 +497,8 @@ class PictureSet:
         self.images, self.symbol_height = images, symbol_height
         self.boxes = [np.array([box or nowhere for box in extra["boxes"]], "float32") for extra in images.extra]
         self.units = np.array([extra["size"] * symbol_height for extra in images.extra], "float32")
-        self.tokens, self.sizes = images.tokens, images.shapes[:, ::-1].astype("float32") / self.units[:, None]
+        self.tokens = images.tokens
+        self.sizes = images.shapes[:, ::-1].astype("float32") / self.units[:, None]
 
     @property
     def domain(self) -> int: return self.images.domain

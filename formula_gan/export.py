@@ -195,7 +195,8 @@ def export_generator(
     path: str | Path,  # .onnx
 ) -> float:  # largest difference from torch, of ink in [0, 1]
     "Write a generator as one graph and check it."
-    generator, draw = generator.eval(), torch.Generator().manual_seed(0)
+    generator = generator.eval()
+    draw = torch.Generator().manual_seed(0)
     def inputs(batch, height, width):
         image, mask = scrawl((batch, height, width))
         noise = torch.randn(batch, generator.z_dim, generator=draw)
@@ -203,7 +204,8 @@ def export_generator(
     domains = {"printed": PRINTED, "handwritten": HANDWRITTEN}
     write_graph(GeneratorGraph(generator), inputs(2, 48, 96), path, kind="formula_gan generator", domains=domains,
                 noise=generator.z_dim, **sizes(generator))
-    session, apart = needed().InferenceSession(str(path)), []
+    session = needed().InferenceSession(str(path))
+    apart = []
     for shape in ((1, 33, 40), (3, 64, 121)):
         given = inputs(*shape)
         written, = session.run(None, {name: t.numpy() for name, t in zip(GeneratorGraph.names[0], given)})
@@ -223,7 +225,8 @@ def read_greedily(
     mask = np.ones_like(image) if mask is None else mask
     state = dict(zip(names, encoder.run(None, {"image": image, "mask": mask})))
     changing = [output.name for output in step.get_outputs()][1:]
-    token, ended = np.full(len(image), START, "int64"), np.zeros(len(image), bool)
+    token = np.full(len(image), START, "int64")
+    ended = np.zeros(len(image), bool)
     ids, chances = [], []
     while len(ids) < longest and not ended.all():
         scores, *new = step.run(None, {"token": token, **state})

@@ -123,7 +123,8 @@ def _parse_xml(data: bytes):
 def _traces(root) -> tuple[list[np.ndarray], dict]:
     "A document's strokes, and where each trace id stands among them (None for a trace without points)."
     columns = _columns(root)
-    strokes, index = [], {}
+    strokes = []
+    index = {}
     for trace in root.iter():
         if _local(trace) != "trace": continue
         name = _identifier(trace) or str(len(index))
@@ -147,7 +148,8 @@ def _leaf_places(root) -> dict:
 def _segments(root, index: dict) -> tuple[tuple[Symbol, ...], int]:
     "The symbols under their own truths, in MathML's order where they link to it, and how many were dropped."
     places = _leaf_places(root)
-    found, dropped = [], 0
+    found = []
+    dropped = 0
     for group in root.iter():
         if _local(group) != "traceGroup": continue
         names = [(view.get("traceDataRef") or "").lstrip("#") for view in _children(group, "traceView")]
@@ -266,7 +268,8 @@ def read_crohme(
 ) -> tuple[list[Ink], list[tuple[str, str]]]:  # inks sorted by source and id; the skipped: (id, reason)
     "Read a split of CROHME 2014. Raises `InkError` if nothing can be read; single bad files are skipped and listed."
     if split not in CROHME_FOLDERS: raise InkError(f"split={split!r}: choose one of {', '.join(CROHME_FOLDERS)}")
-    path, wanted = Path(path), CROHME_FOLDERS[split]
+    path = Path(path)
+    wanted = CROHME_FOLDERS[split]
     if path.is_dir() and (path / "crohme2014.zip").is_file(): path = path / "crohme2014.zip"
     inks, skipped = _read_files(path, lambda folders: wanted in folders, CROHME_ORIGIN, progress)
     if not inks:
@@ -280,7 +283,8 @@ def read_inks(
     progress: bool = False,
 ) -> tuple[list[Ink], list[tuple[str, str]]]:  # inks sorted by folder and name; the skipped: (id, reason)
     "Every InkML file but CROHME 2014's test ink, on which recognisers are scored. `InkError` if nothing can be read."
-    test, origin = CROHME_FOLDERS["test"], "name a folder or a zip of InkML files"
+    test = CROHME_FOLDERS["test"]
+    origin = "name a folder or a zip of InkML files"
     inks, skipped = _read_files(Path(path).expanduser(), lambda folders: test not in folders, origin, progress)
     if inks: return inks, skipped
     raise InkError(f"{path}: no readable .inkml file ({len(skipped)} broken; {test} is left out); {origin}")

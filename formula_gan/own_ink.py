@@ -24,7 +24,8 @@ def ink_captions(
     names: list[str],  # of the InkML files among them
 ) -> tuple[dict, list[str]]:  # name of a file without its ending -> LaTeX; why a text is no caption file
     "The captions of all caption files; raises `FormulaGanError` where two of them disagree."
-    captions, broken = {}, []
+    captions = {}
+    broken = []
     for table in (name for name in members if PurePosixPath(name).suffix.lower() in (".txt", ".tsv")):
         try: found = parse_captions(table, members[table]())
         except FormulaGanError as error:
@@ -139,7 +140,8 @@ def own_corpus(
     if has_wikipedia(profile, data_dir): others, counts = wikipedia_normal_forms(data_dir, progress)
     else:
         wanted = min(20_000, max(profile.synthetic_images, profile.printed_formulas)) + 1200
-        others, counts = demo_formulas(wanted, derive_seed("demo print", seed)), {}
+        others = demo_formulas(wanted, derive_seed("demo print", seed))
+        counts = {}
     pool = list(dict.fromkeys([*written, *others]))
     known = Vocab.from_tokens([f.split() for f in others]) if profile.data == "demo" else Vocab.crohme()
     symbols = known.to_list()

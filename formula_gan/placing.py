@@ -56,7 +56,8 @@ def typeset_order(
     def group(start):  # -> what the argument that begins there draws, and where it ends
         if start >= len(tokens) or tokens[start] not in "{[": return [], start
         close = {"{": "}", "[": "]"}[tokens[start]]
-        drawn, n = [], start + 1
+        drawn = []
+        n = start + 1
         while n < len(tokens) and tokens[n] != close:
             part, n = atom(n)
             drawn += part
@@ -67,7 +68,9 @@ def typeset_order(
         if token == "{": return group(n)
         if token in UNDRAWN and token not in "^_" or token.startswith(("\\begin{array}",)): return [], n + 1
         before, after = printed_characters(token) if token not in "^_" else ((), ())
-        end, index, arguments = n + 1, [], []
+        end = n + 1
+        index = []
+        arguments = []
         if token in OPTIONAL and end < len(tokens) and tokens[end] == "[": index, end = group(end)
         for _ in range(ARGUMENTS.get(token, 0)):
             part, end = group(end)
@@ -81,8 +84,11 @@ def typeset_order(
         for sign in "_^" if token in TAKES_LIMITS else "^_": drawn += scripts.get(sign, [])
         return drawn, end
 
-    drawn, n = [], 0
-    while n < len(tokens): part, n = atom(n); drawn += part
+    drawn = []
+    n = 0
+    while n < len(tokens):
+        part, n = atom(n)
+        drawn += part
     return drawn
 
 
@@ -91,6 +97,7 @@ def print_tokens(
     layout: Layout,  # of it
 ) -> np.ndarray:  # int16 (glyphs + rules,): the token that each is, -1 where none was found
     "Which token each glyph and rule of a layout is; several glyphs may be one token, such as the letters of `\\sin`."
-    owner, order = np.full(len(layout.glyphs) + len(layout.rules), -1, "int16"), list(dict.fromkeys(layout.owners))
+    owner = np.full(len(layout.glyphs) + len(layout.rules), -1, "int16")
+    order = list(dict.fromkeys(layout.owners))
     for token, place in match_names(typeset_order(latex.split()), layout_names(layout)): owner[order[place]] = token
     return owner

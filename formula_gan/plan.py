@@ -51,7 +51,8 @@ def is_done(
     table: int,  # 1 or 2
 ) -> bool:
     "Whether the table has the line of a planned run."
-    run = dataclasses.replace(run.of(gan_iterations=planned.iterations or run.profile.gan_iterations), seed=planned.seed)
+    iterations = planned.iterations or run.profile.gan_iterations
+    run = dataclasses.replace(run.of(gan_iterations=iterations), seed=planned.seed)
     if table == 1:
         row = ROWS.get(planned.row)
         return has_line(read_table(results_table(run.profile)), row_columns(run, planned.row, row and row.lambda_))
@@ -71,7 +72,8 @@ def run_plan(
     **overrides,  # fields of the profile
 ):  # yields (Planned, result of `run_row` or `run_recognition_row`)
     "Run what has no line yet, in the plan's order. Raises `Unfinished` at its time limit; the next call goes on."
-    run, start = make_run(profile, 0, data_dir, progress=progress, **overrides), time.monotonic()
+    run = make_run(profile, 0, data_dir, progress=progress, **overrides)
+    start = time.monotonic()
     plan = table1_plan(run.profile) if table == 1 else TABLE2_PLAN
     for planned in plan:
         if is_done(planned, run, table): continue

@@ -113,7 +113,8 @@ def recognize_many(
 ):  # yields a Reading or, for what cannot be read, a FormulaGanError for each image, in order
     "Read many formulas in batches of similar size."
     model = recognizer if isinstance(recognizer, Recognizer) else load_recognizer(recognizer, device)
-    profile, device = trained_profile(model), str(next(model.parameters()).device)
+    profile = trained_profile(model)
+    device = str(next(model.parameters()).device)
     held = []
     for image in images:
         try: held.append(prepare_image(image, profile))

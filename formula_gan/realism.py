@@ -55,7 +55,8 @@ def part_writers(
     from formula_gan.stitching import SymbolBank
     sets = image_sets(run).product
     read = corpus(run).product
-    inks, known = read.ink["train"], {ink.id: ink for part in read.ink.values() for ink in part}
+    inks = read.ink["train"]
+    known = {ink.id: ink for part in read.ink.values() for ink in part}
     images = sets["train_ink"]
     rng = np.random.default_rng(derive_seed(run.seed, "realism"))
     writer = {ink.id: writer_key(ink) for ink in inks}
@@ -127,7 +128,8 @@ def realism_figures(
 ) -> dict:  # the row's figures with their intervals
     "A row's figures from what was measured; diversity is left out where no formula was written by two."
     scores = score_columns(readings, truths)
-    (real, real_formulas), (made, formulas) = reference, images
+    real, real_formulas = reference
+    made, formulas = images
     found = {"kid": kernel_distance(real, made, seed=seed),
              "classifier": domain_classifier_accuracy(real, made, real_formulas, formulas, seed=seed)}
     if hands[1]: found["diversity"] = diversity(*draws, *hands, seed=seed)
@@ -183,7 +185,9 @@ def realism_table(
     rows = []
     for row, varied in tqdm(varies.items(), desc="measuring", disable=not progress):
         readings = read_images(reader, seen(content[row]), known, 1, run.device)
-        reference, images, several = real if row == "real" else made, measured(look[row]), measured(draws[row])
+        reference = real if row == "real" else made
+        images = measured(look[row])
+        several = measured(draws[row])
         figures = realism_figures(reference, images, several, hands, readings, content[row].tokens, seed)
         rows.append({"row": row, **figures, "varied": varied, **names})
         if row != "GAN": rows[-1]["generator"] = ""

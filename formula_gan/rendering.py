@@ -566,8 +566,8 @@ _EMPTY_BASE = r"\{\\vphantom\{A\}\}"  # what mhchem puts its scripts on
 def expand(
     latex: str,  # a formula in ASCII, without comments
 ) -> str:  # the same formula; itself where there is nothing to expand
-    """The formula with macros, chemistry (`\\ce`) and units (`\\pu`) in commands that the tokenizer knows; `RenderError`
-    with the typesetter's message."""
+    """The formula with macros, chemistry (`\\ce`) and units (`\\pu`) in commands that the tokenizer knows;
+    `RenderError` with the typesetter's message."""
     if len(latex) > _MAX_LENGTH: return latex
     text = _ask_engine("expand", latex)
     before = rf"{_EMPTY_BASE}\^\{{\\hphantom\{{\w*\}}\}}_\{{\\hphantom\{{\w*\}}\}}\\mkern-1.5mu{_EMPTY_BASE}"

@@ -77,9 +77,11 @@ def departures(
     """What a line says of its profile: the columns that are fields, and as text what else differs from the named
     profile."""
     named = get_profile(profile.name)
-    shown, other = {}, []
+    shown = {}
+    other = []
     for f in dataclasses.fields(profile):
-        value, column = getattr(profile, f.name), COLUMN_OF.get(f.name, f.name)
+        value = getattr(profile, f.name)
+        column = COLUMN_OF.get(f.name, f.name)
         if f.name in NO_DIFFERENCE or used is not None and f.name not in used: continue
         if column in columns: shown[column] = value
         elif value != getattr(named, f.name): other.append(f"{f.name}={value}")
@@ -114,7 +116,8 @@ def write_row(
     "Put one line into a result table, under a lock; unknown columns are an error."
     import pandas
     from filelock import FileLock
-    path, unknown = Path(path), set(row) - set(columns)
+    path = Path(path)
+    unknown = set(row) - set(columns)
     if unknown: raise FormulaGanError(f"unknown columns for {path.name}: {', '.join(sorted(unknown))}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -160,7 +163,8 @@ def display_name(
 ) -> str:
     "How a line is called where it stands among others: its row, and what departs from the paper."
     def given(name): return line.get(name) is not None and line.get(name) == line.get(name) and line.get(name) != ""
-    words, row = [], str(line["row"])
+    words = []
+    row = str(line["row"])
     if given("lambda_"):
         lambda_ = float(line["lambda_"])
         if lambda_ != ROW_LAMBDA.get(row, lambda_): words.append(f"lambda {lambda_:g}")

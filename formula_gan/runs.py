@@ -47,7 +47,8 @@ def train_command(
         raise FormulaGanError("name a row with --row or a weight with --lambda (formula-gan table1 --list shows the "
                               "rows), or ask for --recognizer")
     if arguments.start and not arguments.recognizer: raise FormulaGanError("--start goes with --recognizer")
-    changes, out = overrides(arguments.set), Path(arguments.out)
+    changes = overrides(arguments.set)
+    out = Path(arguments.out)
     row = None if arguments.recognizer else choose_row(arguments.row, arguments.lambda_)
     what = f"generator (row {row.name})" if row else "recogniser"
     if out.suffix != ".safetensors": raise FormulaGanError(f"{out}: weights are written as .safetensors")
@@ -105,8 +106,9 @@ def run_all(
     from formula_gan.plan import run_plan
     from formula_gan.stages import Unfinished
     if arguments.row or arguments.seed: raise FormulaGanError("--all names rows and seeds itself: leave them out")
-    results, stopped, made = run_plan(table, arguments.profile, arguments.data, arguments.max_minutes,
-                                      **overrides(arguments.set)), [], 0
+    results = run_plan(table, arguments.profile, arguments.data, arguments.max_minutes, **overrides(arguments.set))
+    stopped = []
+    made = 0
     columns = ("row", "seed", "checkpoint" if table == 1 else "test_norm", "perplexity", "wer", "exprate", "minutes")
     try:
         for made, (_, result) in enumerate(results, 1): show_rows(result.rows, columns)

@@ -183,7 +183,8 @@ def dark_margin(
 ) -> np.ndarray:  # bool (h, w)
     "The black margin of a picture: nothing where fewer than two sides that meet have one, or where ink is in it."
     dark = gray < 0.4 * np.percentile(gray, 80)
-    margin, whole = np.zeros(gray.shape, bool), []
+    margin = np.zeros(gray.shape, bool)
+    whole = []
     for turn in range(4):  # each side is on top once
         runs = dark_runs(np.rot90(dark, turn))
         depth = int(1.5 * np.median(runs[runs > 0])) + 3 if runs.any() else 0  # askew edges are in it
@@ -282,7 +283,8 @@ def drop_rules(
     kept = side > 0.15 * symbol
     kept[0] = False
     if not kept.any(): return ink
-    formula, apart = ends(kept[part]), distance * symbol
+    formula = ends(kept[part])
+    apart = distance * symbol
     def beside(bar, box):
         top, bottom, left, right = ends(bar)
         above, below = box[0] - bottom, top - box[1]
@@ -306,7 +308,8 @@ def drop_specks(
     side = boxes[:, 2:].max(1)
     keep = side > share * upright_height(boxes[side >= min(3, side.max())])
     near = cv2.dilate(np.uint8(np.append(False, keep)[part]), np.ones((5, 5), np.uint8))  # with the soft edge
-    ink, boxes = np.where(near, ink, 0), boxes[keep]
+    ink = np.where(near, ink, 0)
+    boxes = boxes[keep]
     left, top = np.maximum(boxes[:, :2].min(0) - 1, 0)
     right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(0) + 1
     return ink[top:bottom, left:right], upright_height(boxes)
@@ -349,7 +352,8 @@ def prepare_image(
     and pen at the profile's size, at most 640,000 px. Raises `FormulaGanError` for what is no image, too large,
     or blank."""
     ink, symbol = clean_ink(image)
-    pen, width = max(1.5, 0.1 * profile.symbol_height), pen_width(ink)
+    pen = max(1.5, 0.1 * profile.symbol_height)
+    width = pen_width(ink)
     if profile.sizing == "height": scale = (profile.height - 2) / ink.shape[0]
     else:
         scale = (profile.symbol_height - pen) / max(symbol - width, 1)

@@ -36,7 +36,8 @@ def closing(written: Written) -> int:
 class Grammar:
     "Which tokens of a vocabulary may follow which, so that every formula has a normal form."
     def __init__(self, vocab: Vocab):
-        self.vocab, self.cached = vocab, {}
+        self.vocab = vocab
+        self.cached = {}
         begun = {token[7:-1] for token in vocab.tokens if token.startswith("\\begin{")}
         ended = {token[5:-1] for token in vocab.tokens if token.startswith("\\end{")}
         self.begins = begun & ended
@@ -185,25 +186,31 @@ def beam_search(
     if beam_size == 1: return found
     ids, score, ended = found
     search = Search(advance, state.widen(beam_size), total, beam_size, max_length, device, grammar)
-    slots, live = torch.arange(beam_size, device=device), torch.full((total, beam_size), -math.inf, device=device)
+    slots = torch.arange(beam_size, device=device)
+    live = torch.full((total, beam_size), -math.inf, device=device)
     live[:, 0] = 0  # all are the same at first: one may go on
     texts = torch.full((total, beam_size, max_length), PAD, device=device)
-    last, places = torch.full((total, beam_size), START, device=device), torch.full((total,), beam_size, device=device)
+    last = torch.full((total, beam_size), START, device=device)
+    places = torch.full((total,), beam_size, device=device)
     for step in range(max_length):
         candidates = live[..., None] + search.advance(last)
         live, flat = candidates.flatten(1).topk(beam_size)
         live = live.masked_fill(slots >= places[:, None], -math.inf)  # hypotheses that ended keep their places
         origin, last = flat // candidates.shape[-1], flat % candidates.shape[-1]
         rows = torch.arange(len(live), device=device)[:, None]
-        search.state, texts = search.state.choose(rows, origin), texts[rows, origin]
+        search.state = search.state.choose(rows, origin)
+        texts = texts[rows, origin]
         texts[..., step] = last
         ends = (last == END) & live.isfinite()
         best, slot = live.masked_fill(~ends, -math.inf).max(1)
-        best, image = best / (step + 1), search.images
+        best = best / (step + 1)
+        image = search.images
         better = best.isfinite() & (~ended[image] | (best > score[image]))
-        ids[image[better]], score[image[better]] = texts[rows[:, 0], slot][better], best[better]
+        ids[image[better]] = texts[rows[:, 0], slot][better]
+        score[image[better]] = best[better]
         ended[image] |= better
-        live, places = live.masked_fill(ends, -math.inf), places - ends.sum(1)
+        live = live.masked_fill(ends, -math.inf)
+        places = places - ends.sum(1)
         search.write(origin, last, live.isfinite())
         alive = live.isfinite().any(1)
         if not alive.any(): break

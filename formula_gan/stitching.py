@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .ink import Ink, InkError, Symbol, evenly_along, read_inkml, read_inks, symbol_label, write_inkml, writer_key
+from .ink import (Ink, InkError, Symbol, evenly_along, read_inkml, read_inks, symbol_label, write_inkml,
+                             writer_key)
 from .placing import print_tokens
 from .rendering import typeset
 
@@ -109,7 +110,8 @@ def _spells_word(run: list[_Piece]) -> bool:
 # %% ../nbs/03a_stitching.ipynb #38750b2c
 def _words(pieces: list[_Piece], written) -> list[_Piece]:
     "Join letters that spell a function's name into one piece where `written(label)` says so."
-    joined, i = [], 0
+    joined = []
+    i = 0
     while i < len(pieces):
         run = pieces[i:i + 3]
         label = "\\" + "".join(piece.label for piece in run)
@@ -498,7 +500,8 @@ def demo_bank(
     examples: int = 3,  # of each symbol and writer
 ) -> SymbolBank:
     "Made-up hands, each with all of CROHME's symbols, the alphabets and a few more. Needs the package Hershey-Fonts."
-    forms, symbols = _hershey_forms(), {}
+    forms = _hershey_forms()
+    symbols = {}
     for number in range(writers):
         rng = np.random.default_rng([seed, number])
         manner = _Manner.draw(rng)
@@ -514,7 +517,8 @@ def demo_inks(
     writers: int = 8,
 ) -> list[Ink]:  # in the same order; source "demo", ids and writers tell the seed
     "Formulas in made-up handwriting, written as InkML and read back. Raises `RenderError` or `InkError`."
-    bank, inks = demo_bank(seed, writers), []
+    bank = demo_bank(seed, writers)
+    inks = []
     for number, latex in enumerate(latexes):
         rng = np.random.default_rng([seed, 1, number])
         writer = bank.writers[rng.integers(len(bank.writers))]

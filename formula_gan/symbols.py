@@ -113,7 +113,8 @@ SYNONYMS |= dict(pair.split("=", 1) for pair in r"""\alef=\aleph \alefsym=\aleph
 \thetasym=\vartheta \uarr=\uparrow \uArr=\Uparrow \Uarr=\Uparrow \weierp=\wp $=\$""".split())
 
 # %% ../nbs/00a_symbols.ipynb #8ecc8188
-UNICODE = {pair[0]: pair[1:] for pair in r"""¥\yen ¬\neg ®\circledR ±\pm ·\cdot ×\times ð\eth ÷\div ı\imath ȷ\jmath ΑA ΒB Γ\Gamma Δ\Delta ΕE ΖZ ΗH Θ\Theta ΙI ΚK
+UNICODE = {pair[0]: pair[1:] for pair in r"""
+¥\yen ¬\neg ®\circledR ±\pm ·\cdot ×\times ð\eth ÷\div ı\imath ȷ\jmath ΑA ΒB Γ\Gamma Δ\Delta ΕE ΖZ ΗH Θ\Theta ΙI ΚK
 Λ\Lambda ΜM ΝN Ξ\Xi ΟO Π\Pi ΡP Σ\Sigma ΤT Υ\Upsilon Φ\Phi ΧX Ψ\Psi Ω\Omega α\alpha β\beta γ\gamma δ\delta ε\varepsilon
 ζ\zeta η\eta θ\theta ι\iota κ\kappa λ\lambda μ\mu ν\nu ξ\xi οo π\pi ρ\rho ς\varsigma σ\sigma τ\tau υ\upsilon φ\varphi
 χ\chi ψ\psi ω\omega ϑ\vartheta ϕ\phi ϖ\varpi Ϝ\digamma ϝ\digamma ϰ\varkappa ϱ\varrho ϵ\epsilon ‐- ‑- ‒- –- —- ‖\|
@@ -121,7 +122,8 @@ UNICODE = {pair[0]: pair[1:] for pair in r"""¥\yen ¬\neg ®\circledR ±\pm ·\
 ℸ\daleth ⅁\Game""".split()}
 
 # %% ../nbs/00a_symbols.ipynb #0b1b5b26
-UNICODE |= {pair[0]: pair[1:] for pair in r"""←\leftarrow ↑\uparrow →\rightarrow ↓\downarrow ↔\leftrightarrow ↕\updownarrow ↖\nwarrow ↗\nearrow ↘\searrow ↙\swarrow
+UNICODE |= {pair[0]: pair[1:] for pair in r"""
+←\leftarrow ↑\uparrow →\rightarrow ↓\downarrow ↔\leftrightarrow ↕\updownarrow ↖\nwarrow ↗\nearrow ↘\searrow ↙\swarrow
 ↚\nleftarrow ↛\nrightarrow ↞\twoheadleftarrow ↠\twoheadrightarrow ↢\leftarrowtail ↣\rightarrowtail ↦\mapsto
 ↩\hookleftarrow ↪\hookrightarrow ↫\looparrowleft ↬\looparrowright ↭\leftrightsquigarrow ↮\nleftrightarrow ↰\Lsh ↱\Rsh
 ↶\curvearrowleft ↷\curvearrowright ↺\circlearrowleft ↻\circlearrowright ↼\leftharpoonup ↽\leftharpoondown
@@ -138,7 +140,8 @@ UNICODE |= {pair[0]: pair[1:] for pair in r"""←\leftarrow ↑\uparrow →\righ
 ≷\gtrless ≺\prec ≻\succ ≼\preccurlyeq ≽\succcurlyeq ≾\precsim ≿\succsim""".split()}
 
 # %% ../nbs/00a_symbols.ipynb #c31fc25e
-UNICODE |= {pair[0]: pair[1:] for pair in r"""⊀\nprec ⊁\nsucc ⊂\subset ⊃\supset ⊆\subseteq ⊇\supseteq ⊈\nsubseteq ⊉\nsupseteq ⊊\subsetneq ⊋\supsetneq ⊎\uplus
+UNICODE |= {pair[0]: pair[1:] for pair in r"""
+⊀\nprec ⊁\nsucc ⊂\subset ⊃\supset ⊆\subseteq ⊇\supseteq ⊈\nsubseteq ⊉\nsupseteq ⊊\subsetneq ⊋\supsetneq ⊎\uplus
 ⊏\sqsubset ⊐\sqsupset ⊑\sqsubseteq ⊒\sqsupseteq ⊓\sqcap ⊔\sqcup ⊕\oplus ⊖\ominus ⊗\otimes ⊘\oslash ⊙\odot
 ⊚\circledcirc ⊛\circledast ⊝\circleddash ⊞\boxplus ⊟\boxminus ⊠\boxtimes ⊡\boxdot ⊢\vdash ⊣\dashv ⊤\top ⊥\perp
 ⊨\models ⊩\Vdash ⊪\Vvdash ⊬\nvdash ⊭\nvDash ⊮\nVdash ⊯\nVDash ⊲\vartriangleleft ⊳\vartriangleright ⊴\trianglelefteq
@@ -206,7 +209,9 @@ STYLES = {
     "DOUBLE-STRUCK": r"\mathbb", "SCRIPT": r"\mathcal", "FRAKTUR": r"\mathfrak", "BLACK-LETTER": r"\mathfrak",
     "BOLD": r"\boldsymbol", "SANS-SERIF": r"\mathsf", "MONOSPACE": r"\mathtt",
 }
-RAISED = {"°": r"\circ ", "’": r"\prime ", "′": r"\prime ", "″": r"\prime " * 2, "‴": r"\prime " * 3, "⁗": r"\prime " * 4}
+RAISED = {
+    "°": r"\circ ", "’": r"\prime ", "′": r"\prime ", "″": r"\prime " * 2, "‴": r"\prime " * 3, "⁗": r"\prime " * 4,
+}
 COMPOSED = {"≔": r"\mathrel{:=}", "≕": r"\mathrel{=:}"}
 RESERVED = {sign: "\\" + sign for sign in "#$%&_{}"} | dict.fromkeys("\\^~ ", "")
 

@@ -239,7 +239,8 @@ def write_readme(
     settings: dict,  # of it
 ):
     "`README.md`: what the set is, its counts and terms, how to load it; its head is what dataset hubs read."
-    total, tokens = Synthesis(out), Counter()
+    total = Synthesis(out)
+    tokens = Counter()
     for line in read_manifest(out):
         total.add(line)
         if "skipped" not in line: tokens.update(line["tokens"].split())
@@ -268,7 +269,8 @@ Images of formulas in synthetic handwriting, each with its LaTeX, made by formul
 image: formula, tokens, font, size in px of the median symbol before enlargement, width and height of the picture in
 px, seeds, writer, and what a recogniser read, where one was asked. `line` is where the formula begins in the input
 file, from 1; `number` is its place in the list, from 0, with which the picture's name begins. Further columns of the
-input keep their names, or have `input_` before them where the manifest uses the name itself. The generator's terms hold for its images, and those of the ink for what is stitched from it.
+input keep their names, or have `input_` before them where the manifest uses the name itself.
+The generator's terms hold for its images, and those of the ink for what is stitched from it.
 
 | what | |
 |---|---|
@@ -365,8 +367,9 @@ def origin(
     return weights | ({"ink": settings["ink"] if writer == "stitched" else ""} if settings["ink"] else {})
 
 # %% ../nbs/08_synthesis.ipynb #fbb3bbb8
+# of the manifest and of metadata
 FIELDS = tuple("""key file file_name number line style latex tokens font size width height spacing seed item_seed writer
-weights ink scale pen slant ink_colour paper_colour paper faults reading score skipped""".split())  # of the manifest and of metadata
+weights ink scale pen slant ink_colour paper_colour paper faults reading score skipped""".split())
 
 
 def source_fields(
@@ -401,7 +404,8 @@ def make_shard(
                  **source_fields(items[i].number, sources)} for i, reason in reasons.items()}
     pictures = []
     for n, (i, fields) in enumerate(zip(places, filter.read(images, profile, device))):
-        item, size = items[i], items[i].size * profile.symbol_height
+        item = items[i]
+        size = items[i].size * profile.symbol_height
         line = {"key": item.name, "file": file_name(settings["format"], name, item), "number": item.number,
                 "style": item.style, "latex": item.latex, "tokens": images.tokens[n], "font": item.font,
                 "size": round(size, 2), "spacing": item.spacing, "seed": settings["seed"], "item_seed": item.item_seed,

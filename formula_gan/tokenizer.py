@@ -84,7 +84,8 @@ def spell_out(
 ) -> tuple[str, list]:  # the same in ASCII; offsets at which a part begins, in it and in `latex`
     "Signs and letters beyond ASCII as LaTeX; a character that has none stays as it is."
     if latex.isascii(): return latex, [(0, 0)]
-    parts, offsets = [], [(0, 0)]
+    parts = []
+    offsets = [(0, 0)]
     modes = ["formula"]  # of each open group
     length = end = 0
     for found in _PIECE.finditer(latex):
@@ -449,7 +450,8 @@ def tokenize(
         if type(failure) is not _Undefined: raise _error(reason, latex, at) from None
         tokens = _expanded(latex, spelled, reason, at)
     if not tokens:
-        hint = r": all of it is a comment, which a % without a backslash begins" if strip_comments(latex) != latex else ""
+        commented = strip_comments(latex) != latex
+        hint = ": all of it is a comment, which a % without a backslash begins" if commented else ""
         raise _error("the formula is empty" + hint, latex, 0)
     return tokens
 

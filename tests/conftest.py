@@ -17,10 +17,13 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     data, slow = os.environ.get("FORMULA_GAN_DATA"), config.getoption("--slow")
     if data and not Path(data).is_dir():
-        raise pytest.UsageError(f"FORMULA_GAN_DATA={data} is not a folder: unset it, or name the folder with the real data")
+        remedy = "unset it, or name the folder with the real data"
+        raise pytest.UsageError(f"FORMULA_GAN_DATA={data} is not a folder: {remedy}")
     for item in items:
-        if not data and item.get_closest_marker("real_data"): item.add_marker(pytest.mark.skip(reason="real data: FORMULA_GAN_DATA is not set"))
-        if not slow and item.get_closest_marker("slow"): item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if not data and item.get_closest_marker("real_data"):
+            item.add_marker(pytest.mark.skip(reason="real data: FORMULA_GAN_DATA is not set"))
+        if not slow and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -21,6 +21,9 @@ def command(tmp_path, clean_environment):
     return run
 
 
+def json_lines(path): return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def one_line_error(done, *words):
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1 and all(word in done.stderr for word in words), done.stderr
@@ -44,15 +47,24 @@ def test_every_command_has_examples():
 
 
 def test_help_is_quick_and_light(clean_environment, tmp_path):
-    code = "import sys; from formula_gan.cli import build_parser; build_parser().format_help(); print('torch' in sys.modules, 'papermill' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean_environment, capture_output=True, text=True)
+    code = ("import sys; from formula_gan.cli import build_parser; build_parser().format_help(); "
+            "print('torch' in sys.modules, 'papermill' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean_environment, capture_output=True,
+                          text=True)
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 def test_usage_errors_end_with_2(capsys):
-    for words, message in (([], "recognize"), (["nonsense"], "synthesize"), (["render"], "--out"), (["table1", "--seed", "x"], "whole number, 0 or more"), (["table2", "--seed", "-1"], "0 or more"),
-                           (["render", "x", "--out", "x.png", "--sample", "-1"], "0 or more"), (["train", "--lambda", "nan", "--out", "g.safetensors"], "'nan' must be a number"),
-                           (["table1", "--row", "7", "--max-minutes", "-1"], "0 or more")):
+    for words, message in (
+        ([], "recognize"),
+        (["nonsense"], "synthesize"),
+        (["render"], "--out"),
+        (["table1", "--seed", "x"], "whole number, 0 or more"),
+        (["table2", "--seed", "-1"], "0 or more"),
+        (["render", "x", "--out", "x.png", "--sample", "-1"], "0 or more"),
+        (["train", "--lambda", "nan", "--out", "g.safetensors"], "'nan' must be a number"),
+        (["table1", "--row", "7", "--max-minutes", "-1"], "0 or more"),
+    ):
         with pytest.raises(SystemExit) as ended: cli.main(words)
         assert ended.value.code == 2 and message in capsys.readouterr().err
 
@@ -97,14 +109,19 @@ def mistakes():
 @pytest.mark.parametrize("words, message", [(words, message) for words, *message in mistakes()])
 def test_mistakes(weights, tmp_path, monkeypatch, capsys, words, message):
     "One line that names the thing and the remedy, exit code 2, nothing written."
-    for name, text in {"f.txt": "x^2\n", "f.json": '["x^2"]\n', "keys.jsonl": '{"tex": "x"}\n', "folder/x.png/y": ""}.items():
+    files = {"f.txt": "x^2\n", "f.json": '["x^2"]\n', "keys.jsonl": '{"tex": "x"}\n', "folder/x.png/y": ""}
+    for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
-    code, shown = cli.main(words.split()), capsys.readouterr()
-    assert code == 2 and shown.out == "" and len(shown.err.splitlines()) == 1 and all(word in shown.err for word in message), shown
+    code = cli.main(words.split())
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.out == "", shown
+    assert len(shown.err.splitlines()) == 1, shown
+    assert all(word in shown.err for word in message), shown
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -117,8 +134,10 @@ def test_normalize(capsys):
 
 
 @pytest.mark.parametrize("name, text, lines", [
-    ("f.txt", "x^2\na \\foo b\n\n\\frac12\n", (2, 3)), ("f.jsonl", '{"latex": "x^2"}\n"a \\\\foo b"\n{}\n"\\\\frac12"\n', (2, 3)),
-    ("f.csv", 'id,latex\n"1\n",x^2\n2,"a\n\\foo b"\n\n3,\n4,\\frac12\n', (4, 7))])
+    ("f.txt", "x^2\na \\foo b\n\n\\frac12\n", (2, 3)),
+    ("f.jsonl", '{"latex": "x^2"}\n"a \\\\foo b"\n{}\n"\\\\frac12"\n', (2, 3)),
+    ("f.csv", 'id,latex\n"1\n",x^2\n2,"a\n\\foo b"\n\n3,\n4,\\frac12\n', (4, 7)),
+])
 def test_normalize_names_lines_as_the_file_counts_them(tmp_path, capsys, name, text, lines):
     (tmp_path / name).write_text(text)
     assert cli.main(["normalize", "--file", str(tmp_path / name)]) == 1
@@ -133,7 +152,10 @@ def test_normalize_does_nothing_where_nothing_has_a_form(tmp_path, capsys):
     (tmp_path / "f.txt").write_text("x^\n\\foo\n")
     assert cli.main(["normalize", "--file", str(tmp_path / "f.txt")]) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and "skipped line 1" in shown.err and "skipped line 2" in shown.err and "none of the 2" in shown.err
+    assert shown.out == ""
+    assert "skipped line 1" in shown.err
+    assert "skipped line 2" in shown.err
+    assert "none of the 2" in shown.err
 
 
 def test_a_comment_is_dropped_and_told_once(tmp_path, monkeypatch, capsys):
@@ -142,7 +164,8 @@ def test_a_comment_is_dropped_and_told_once(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert shown.out == "x\nx ^ { 2 }\n5 0\n5 0 \\%\n"
     assert shown.err.count("note: an unescaped % begins a comment") == 1 and "first in line 2" in shown.err
-    assert cli.main(["render", "--file", str(tmp_path / "f.txt"), "--out", str(tmp_path / "images"), "--workers", "1"]) == 0
+    assert cli.main(["render", "--file", str(tmp_path / "f.txt"), "--out", str(tmp_path / "images"),
+                     "--workers", "1"]) == 0
     assert capsys.readouterr().err.count("note: an unescaped %") == 1
     labels = (tmp_path / "images" / "labels.tsv").read_text().splitlines()
     assert [line.split("\t")[1] for line in labels] == ["latex", "x", "x^2", "50", "50\\%"]
@@ -164,9 +187,13 @@ def test_render_one(command, tmp_path):
 def test_render_file_lists_what_it_skips(command, tmp_path):
     (tmp_path / "f.txt").write_text("x^2\n\\frac{1}{\n\ny_1\n")
     done = command("render", "--file", "f.txt", "--out", "images")
-    assert done.returncode == 1 and "2 images" in done.stdout and "skipped 2" in done.stderr and "skipped 3" in done.stderr
+    assert done.returncode == 1
+    assert "2 images" in done.stdout
+    assert "skipped 2" in done.stderr
+    assert "skipped 3" in done.stderr
     labels = [line.split("\t") for line in (tmp_path / "images" / "labels.tsv").read_text().splitlines()]
-    assert labels[0][:3] == ["file", "latex", "font"] and [row[:2] for row in labels[1:]] == [["000001.png", "x^2"], ["000004.png", "y_1"]]
+    assert labels[0][:3] == ["file", "latex", "font"]
+    assert [row[:2] for row in labels[1:]] == [["000001.png", "x^2"], ["000004.png", "y_1"]]
     assert len((tmp_path / "images" / "skipped.tsv").read_text().splitlines()) == 3
     one_line_error(command("render", "--file", "f.txt", "--out", "images"), "images exists already")
 
@@ -174,7 +201,8 @@ def test_render_file_lists_what_it_skips(command, tmp_path):
 def test_render_sample_is_reproducible(command, tmp_path):
     for name in ("a", "b"):
         assert command("render", "--file", "-", "--out", name, "--sample", "3", stdin="x+y\na^2\n").returncode == 0
-    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in ("000001.png", "000002.png", "labels.tsv"))
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes()
+               for f in ("000001.png", "000002.png", "labels.tsv"))
 
 
 def test_render_nothing_leaves_nothing(command, tmp_path):
@@ -189,8 +217,12 @@ def test_render_nothing_leaves_nothing(command, tmp_path):
 
 
 @pytest.mark.parametrize("name, text, formulas", [
-    ("a.csv", 'id, latex\n1, "f(x,y)"\n2,y\n', ["f(x,y)", "y"]), ("a.jsonl", '{"latex": "x"}\n\n{"latex": "y"}\n', ["x", "", "y"]),
-    ("a.ndjson", '{"latex": "x"}\n', ["x"]), ("a.txt", "x\ry\r", ["x", "y"]), ("a.txt", "\ufeffx\r\n\r\ny", ["x", "", "y"])])
+    ("a.csv", 'id, latex\n1, "f(x,y)"\n2,y\n', ["f(x,y)", "y"]),
+    ("a.jsonl", '{"latex": "x"}\n\n{"latex": "y"}\n', ["x", "", "y"]),
+    ("a.ndjson", '{"latex": "x"}\n', ["x"]),
+    ("a.txt", "x\ry\r", ["x", "y"]),
+    ("a.txt", "\ufeffx\r\n\r\ny", ["x", "", "y"]),
+])
 def test_read_formulas(tmp_path, name, text, formulas):
     (tmp_path / name).write_bytes(text.encode())
     assert cli.read_formulas(str(tmp_path / name)) == formulas
@@ -199,9 +231,12 @@ def test_read_formulas(tmp_path, name, text, formulas):
 def test_lines_are_those_of_the_file(tmp_path):
     "A lone carriage return ends no line; a quoted field may fill several; the other columns are kept."
     for name, text, entries in (
-            ("a.txt", "a\r+ b\nc\r\nd", [(1, "a + b", {}), (2, "c", {}), (3, "d", {})]),
-            ("a.csv", 'id,latex\n7,x\r+1\n8,"y\n+ 1"\n\n9,z\n', [(2, "x +1", {"id": "7"}), (3, "y\n+ 1", {"id": "8"}), (6, "z", {"id": "9"})]),
-            ("a.jsonl", '{"id": 7, "latex": "x", "p": NaN}\n\n"y"\n', [(1, "x", {"id": 7, "p": "NaN"}), (2, "", {}), (3, "y", {})])):
+        ("a.txt", "a\r+ b\nc\r\nd", [(1, "a + b", {}), (2, "c", {}), (3, "d", {})]),
+        ("a.csv", 'id,latex\n7,x\r+1\n8,"y\n+ 1"\n\n9,z\n',
+         [(2, "x +1", {"id": "7"}), (3, "y\n+ 1", {"id": "8"}), (6, "z", {"id": "9"})]),
+        ("a.jsonl", '{"id": 7, "latex": "x", "p": NaN}\n\n"y"\n',
+         [(1, "x", {"id": 7, "p": "NaN"}), (2, "", {}), (3, "y", {})]),
+    ):
         (tmp_path / name).write_bytes(text.encode())
         assert cli.numbered_formulas(str(tmp_path / name)) == entries
     (tmp_path / "b.csv").write_text("latex\nx\n\"y\n")
@@ -215,28 +250,44 @@ def test_a_comma_without_quotes_is_told(tmp_path):
 
 def test_render_takes_a_column(tmp_path):
     (tmp_path / "a.csv").write_text("id,tex\n1,x\n2,$y$\n")
-    assert cli.main(["render", "--file", str(tmp_path / "a.csv"), "--column", "tex", "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
-    assert [line.split("\t")[1] for line in (tmp_path / "out" / "labels.tsv").read_text().splitlines()] == ["latex", "x", "$y$"]
+    assert cli.main(["render", "--file", str(tmp_path / "a.csv"), "--column", "tex", "--out", str(tmp_path / "out"),
+                     "--workers", "1"]) == 0
+    labels = (tmp_path / "out" / "labels.tsv").read_text().splitlines()
+    assert [line.split("\t")[1] for line in labels] == ["latex", "x", "$y$"]
 
 
-ACCEPTED = [r"\ce{H2O -> H2 + 1/2O2}", r"a \coloneqq b", "α + β ≤ γ ⋅ ∑ x²", r"\newcommand{\R}{\mathbb R}\R^n", r"\mathbb{1}", "x\u200b\u00a0+\ufeff1", "½ x⁻¹", r"x\tag{1}"]
+ACCEPTED = [
+    r"\ce{H2O -> H2 + 1/2O2}",
+    r"a \coloneqq b",
+    "α + β ≤ γ ⋅ ∑ x²",
+    r"\newcommand{\R}{\mathbb R}\R^n",
+    r"\mathbb{1}",
+    "x\u200b\u00a0+\ufeff1",
+    "½ x⁻¹",
+    r"x\tag{1}",
+]
 REFUSED = ["x中", r"\rule{2em}{2pt}", r"\foo", r"\unicode{x4e2d}", "x\ue000"]
 
 
 def test_render_previews_what_synthesize_writes(weights, tmp_path, capsys):
     "Both take the same formulas, and refuse the others with the same words."
     (tmp_path / "f.txt").write_text("\n".join(ACCEPTED + REFUSED) + "\n", encoding="utf-8")
-    assert cli.main(["render", "--file", str(tmp_path / "f.txt"), "--out", str(tmp_path / "printed"), "--workers", "1"]) == 1
+    assert cli.main(["render", "--file", str(tmp_path / "f.txt"), "--out", str(tmp_path / "printed"),
+                     "--workers", "1"]) == 1
     printed = capsys.readouterr()
     assert cli.main(["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "written"), "--generator", weights]) == 1
     written = capsys.readouterr()
     assert printed.out.startswith("8 images") and written.out.startswith("8 images")
     for shown in (printed.err, written.err):
-        assert "the typesetter lacks the character 中 (U+4E2D)" in shown and "the character U+E000" in shown and r"\rule draws a bar" in shown
+        assert "the typesetter lacks the character 中 (U+4E2D)" in shown
+        assert "the character U+E000" in shown
+        assert r"\rule draws a bar" in shown
         assert shown.count(r"note: \tag") == 1 and "first in line 8" in shown
-    reasons = [line.split("\t") for line in (tmp_path / "printed" / "skipped.tsv").read_text(encoding="utf-8").splitlines()[1:]]
-    manifest = [json.loads(line) for line in (tmp_path / "written" / "manifest" / "shard-00000.jsonl").read_text().splitlines()]
-    assert [(int(line), why) for line, _, why in reasons] == [(line["line"], line["skipped"]) for line in manifest if "skipped" in line]
+    table = (tmp_path / "printed" / "skipped.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    reasons = [line.split("\t") for line in table]
+    manifest = json_lines(tmp_path / "written" / "manifest" / "shard-00000.jsonl")
+    skipped = [(line["line"], line["skipped"]) for line in manifest if "skipped" in line]
+    assert [(int(line), why) for line, _, why in reasons] == skipped
     for latex in REFUSED:
         assert cli.main(["render", latex, "--out", str(tmp_path / "one.png")]) == 2
 
@@ -244,20 +295,35 @@ def test_render_previews_what_synthesize_writes(weights, tmp_path, capsys):
 def test_ids_lines_and_sizes_are_kept(weights, tmp_path, capsys):
     (tmp_path / "f.csv").write_text('id,size,tex\na7,big,x^2\nb8,small,"y\n+1"\nc9,,\\foo\nd0,,z\n')
     words = [str(tmp_path / "f.csv"), "--column", "tex"]
-    assert cli.main(["synthesize", *words, str(tmp_path / "set"), "--generator", weights, "--format", "imagefolder"]) == 1
+    assert cli.main(["synthesize", *words, str(tmp_path / "set"), "--generator", weights,
+                     "--format", "imagefolder"]) == 1
     assert "skipped line 5" in capsys.readouterr().err
-    manifest = [json.loads(line) for line in (tmp_path / "set" / "manifest" / "shard-00000.jsonl").read_text().splitlines()]
-    assert [(line["number"], line["line"], line["id"], line["input_size"]) for line in manifest] == [(0, 2, "a7", "big"), (1, 3, "b8", "small"), (2, 5, "c9", ""), (3, 6, "d0", "")]
-    labels = [json.loads(line) for line in (tmp_path / "set" / "train" / "shard-00000" / "metadata.jsonl").read_text().splitlines()]
-    assert [label["id"] for label in labels] == ["a7", "b8", "d0"] and "`line`" in (tmp_path / "set" / "README.md").read_text()
+    manifest = json_lines(tmp_path / "set" / "manifest" / "shard-00000.jsonl")
+    assert [(line["number"], line["line"], line["id"], line["input_size"]) for line in manifest] == [
+        (0, 2, "a7", "big"),
+        (1, 3, "b8", "small"),
+        (2, 5, "c9", ""),
+        (3, 6, "d0", ""),
+    ]
+    labels = json_lines(tmp_path / "set" / "train" / "shard-00000" / "metadata.jsonl")
+    assert [label["id"] for label in labels] == ["a7", "b8", "d0"]
+    assert "`line`" in (tmp_path / "set" / "README.md").read_text()
     for label in labels: assert Image.open(tmp_path / "set" / label["file"]).size == (label["width"], label["height"])
     (tmp_path / "f.csv").write_text((tmp_path / "f.csv").read_text().replace("a7", "a8"))
-    assert cli.main(["synthesize", *words, str(tmp_path / "set"), "--generator", weights, "--format", "imagefolder"]) == 2 and "sources" in capsys.readouterr().err
-    assert cli.main(["render", *words[1:], "--file", words[0], "--out", str(tmp_path / "images"), "--workers", "1"]) == 1
+    assert cli.main(["synthesize", *words, str(tmp_path / "set"), "--generator", weights,
+                     "--format", "imagefolder"]) == 2
+    assert "sources" in capsys.readouterr().err
+    assert cli.main(["render", *words[1:], "--file", words[0], "--out", str(tmp_path / "images"),
+                     "--workers", "1"]) == 1
     head, *table = [line.split("\t") for line in (tmp_path / "images" / "labels.tsv").read_text().splitlines()]
     rows = [dict(zip(head, row)) for row in table]
-    assert [(row["file"], row["line"], row["id"], row["input_size"]) for row in rows] == [("000002.png", "2", "a8", "big"), ("000003.png", "3", "b8", "small"), ("000006.png", "6", "d0", "")]
-    for row in rows: assert Image.open(tmp_path / "images" / row["file"]).size == (int(row["width"]), int(row["height"]))
+    assert [(row["file"], row["line"], row["id"], row["input_size"]) for row in rows] == [
+        ("000002.png", "2", "a8", "big"),
+        ("000003.png", "3", "b8", "small"),
+        ("000006.png", "6", "d0", ""),
+    ]
+    for row in rows:
+        assert Image.open(tmp_path / "images" / row["file"]).size == (int(row["width"]), int(row["height"]))
 
 
 @pytest.fixture
@@ -281,8 +347,14 @@ def test_synthesize(weights, tmp_path, capsys):
     (tmp_path / "bad.csv").write_text("latex,id\n{,1\n")
     assert cli.main(["synthesize", str(tmp_path / "bad.csv"), str(tmp_path / "none"), "--generator", weights]) == 2
     assert "none of the 1 formulas" in capsys.readouterr().err
-    for rest, word in ((["--format", "inkml"], "InkML"), (["--shard", "4/3"], "3/16"), (["--column", "tex"], "column"), (["--exact", "--recognizer", "no.safetensors"], "no.safetensors")):
-        assert cli.main(["synthesize", str(tmp_path / "bad.csv"), str(tmp_path / "new"), "--generator", weights, *rest]) == 2
+    for rest, word in (
+        (["--format", "inkml"], "InkML"),
+        (["--shard", "4/3"], "3/16"),
+        (["--column", "tex"], "column"),
+        (["--exact", "--recognizer", "no.safetensors"], "no.safetensors"),
+    ):
+        assert cli.main(["synthesize", str(tmp_path / "bad.csv"), str(tmp_path / "new"), "--generator", weights,
+                         *rest]) == 2
         assert word in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
@@ -292,11 +364,18 @@ def test_write(weights, tmp_path, capsys):
     assert cli.main([*words, str(out), "--scale", "3", "--paper", "squared"]) == 0 and Image.open(out).mode == "RGB"
     assert capsys.readouterr().out.strip() == str(out)
     assert cli.main([*words, str(tmp_path / "f.svg"), "--styles", "2"]) == 0
-    assert sorted(p.name for p in tmp_path.glob("*.svg")) == ["f-1.svg", "f-2.svg"] and (tmp_path / "f-2.svg").read_text().startswith("<svg")
+    assert sorted(p.name for p in tmp_path.glob("*.svg")) == ["f-1.svg", "f-2.svg"]
+    assert (tmp_path / "f-2.svg").read_text().startswith("<svg")
     capsys.readouterr()
-    for rest, word in ((["x.jpg"], ".png or .svg"), ([str(tmp_path / "x.svg"), "--faults"], "pixels"), (["x.png", "--writer", "stitched"], "needs ink"), (["x.png", "--ink-colour", "inky"], "no colour")):
+    for rest, word in (
+        (["x.jpg"], ".png or .svg"),
+        ([str(tmp_path / "x.svg"), "--faults"], "pixels"),
+        (["x.png", "--writer", "stitched"], "needs ink"),
+        (["x.png", "--ink-colour", "inky"], "no colour"),
+    ):
         assert cli.main([*words, *rest]) == 2 and word in capsys.readouterr().err
-    assert cli.main(["write", r"\frac{", "-o", str(tmp_path / "bad.png"), "--generator", weights]) == 2 and not (tmp_path / "bad.png").exists()
+    assert cli.main(["write", r"\frac{", "-o", str(tmp_path / "bad.png"), "--generator", weights]) == 2
+    assert not (tmp_path / "bad.png").exists()
 
 
 def test_style_of_a_sample(weights, tmp_path, capsys):
@@ -327,13 +406,17 @@ def test_synthesize_from_ink(weights, tmp_path, capsys):
     (tmp_path / "ink").mkdir()
     (tmp_path / "ink" / "1.inkml").write_bytes(write_inkml(demo_inks(["x + 1"])[0]))
     (tmp_path / "f.txt").write_text("x + 1\n1 + y\n")
-    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--writer", "stitched", "--ink", str(tmp_path / "ink")]
+    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights,
+             "--writer", "stitched", "--ink", str(tmp_path / "ink")]
     assert cli.main(words) == 1
     shown = capsys.readouterr()
     assert shown.out.startswith("1 images") and "skipped line 2" in shown.err and "the ink lacks y" in shown.err
 
 
-@pytest.mark.parametrize("words, kept", [(["synthesize", "f.txt", "out"], True), (["evaluate", "f.txt", "f.txt"], False)])
+@pytest.mark.parametrize("words, kept", [
+    (["synthesize", "f.txt", "out"], True),
+    (["evaluate", "f.txt", "f.txt"], False),
+])
 def test_an_interruption_says_whether_work_is_kept(tmp_path, monkeypatch, capsys, words, kept):
     def interrupt(*_): raise KeyboardInterrupt
     monkeypatch.setattr(commands, "read_lines", interrupt)
@@ -343,10 +426,14 @@ def test_an_interruption_says_whether_work_is_kept(tmp_path, monkeypatch, capsys
 
 def test_synthesize_stops_in_time_and_goes_on(weights, tmp_path, capsys):
     (tmp_path / "f.txt").write_text("x\n" * 65)
-    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--shard-size", "64", "--max-minutes", "1e-6"]
+    words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--shard-size", "64",
+             "--max-minutes", "1e-6"]
     assert cli.main(words) == 1
     shown = capsys.readouterr()
-    assert shown.out.startswith("64 images") and "shards left" in shown.err and ": 1;" in shown.err and "again" in shown.err
+    assert shown.out.startswith("64 images")
+    assert "shards left" in shown.err
+    assert ": 1;" in shown.err
+    assert "again" in shown.err
     assert cli.main(words) == 0 and capsys.readouterr().out.startswith("65 images")
 
 
@@ -356,15 +443,23 @@ def test_two_processes_of_a_launcher(weights, tmp_path, clean_environment):
     (tmp_path / "run.py").write_text("import sys\nfrom formula_gan.cli import main\nsys.exit(main())\n")
     options = [str(tmp_path / "f.txt"), "--generator", weights, "--shard-size", "64"]
     assert cli.main(["synthesize", *options, str(tmp_path / "one")]) == 1
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-                           "run.py", "synthesize", *options, str(tmp_path / "two")], cwd=tmp_path, env={**clean_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "63 images" in done.stdout and "part 2/2" in done.stdout and "skipped line 1" in done.stderr, done
-    one, two = ({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in (tmp_path / "one", tmp_path / "two"))
-    assert one == two and len(one) == 6
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "run.py"]
+    done = subprocess.run([*launcher, "synthesize", *options, str(tmp_path / "two")], cwd=tmp_path,
+                          env={**clean_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done
+    assert "63 images" in done.stdout, done
+    assert "part 2/2" in done.stdout, done
+    assert "skipped line 1" in done.stderr, done
+    contents = lambda out: {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    one = contents(tmp_path / "one")
+    assert one == contents(tmp_path / "two") and len(one) == 6
 
 
 def test_a_launched_process_ends_with_0_where_formulas_are_skipped(weights, tmp_path, monkeypatch, capsys):
-    "A launcher takes any other code for a crash; what was skipped is listed all the same, also in a part where nothing could be written."
+    """A launcher takes any other code for a crash; what was skipped is listed all the same, also in a part where
+    nothing could be written."""
     (tmp_path / "f.txt").write_text("\\frac{\n" * 64 + "x\n\\frac{\n")
     words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / "out"), "--generator", weights, "--shard-size", "64"]
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -394,7 +489,8 @@ def test_evaluate(command, tmp_path):
     assert scores["wer"] == pytest.approx(100 * 2 / 9)
     assert "exprate" in command("evaluate", "predictions.txt", "truths.txt").stdout
     (tmp_path / "short.txt").write_text("x + y\n")
-    one_line_error(command("evaluate", "short.txt", "truths.txt"), "short.txt and truths.txt", "1 predictions for 3 truths")
+    one_line_error(command("evaluate", "short.txt", "truths.txt"), "short.txt and truths.txt",
+                   "1 predictions for 3 truths")
 
 
 def test_table1_mistakes(command, tmp_path):
@@ -414,15 +510,17 @@ def test_table1_list(command):
     assert done.returncode == 0 and [line.split()[0] for line in done.stdout.splitlines()] == [*"1234567", *"LPNS"]
 
 
-TINY = [word for pair in ("synthetic_images=24", "printed_formulas=24", "gan_iterations=1", "warmup_iterations=1", "recognizer_steps=2", "workers=1")
-        for word in ("--set", pair)]
+TINY = [word for pair in ("synthetic_images=24", "printed_formulas=24", "gan_iterations=1", "warmup_iterations=1",
+                          "recognizer_steps=2", "workers=1") for word in ("--set", pair)]
 
 
 def test_table1_runs_a_row(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path))
     assert cli.main(["table1", "--row", "L", *TINY]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split()[:3] == ["row", "checkpoint", "perplexity"] and shown[1].startswith("L") and "1 rows" in shown[-1]
+    assert shown[0].split()[:3] == ["row", "checkpoint", "perplexity"]
+    assert shown[1].startswith("L")
+    assert "1 rows" in shown[-1]
     assert cli.main(["train", "--row", "7", "--out", str(tmp_path / "g.safetensors"), *TINY]) == 0
     from formula_gan import load_generator
     assert load_generator(tmp_path / "g.safetensors")
@@ -452,7 +550,8 @@ def test_options_reach_the_row_and_unfinished_is_1(tmp_path, monkeypatch, capsys
         if row == "7": raise Unfinished("GAN (7): stopped after 3.0 minutes")
         return tables.RowResult([dict(row="L", perplexity=11.25)], None, tmp_path / "table1.csv")
     monkeypatch.setattr(tables, "run_row", run_row)
-    words = ["--profile", "laptop", "--lambda", "2", "--seed", "3", "--data", "d", "--max-minutes", "4", "--set", "batch=4"]
+    words = ["--profile", "laptop", "--lambda", "2", "--seed", "3", "--data", "d", "--max-minutes", "4",
+             "--set", "batch=4"]
     assert cli.main(["table1", "--row", "L", "7", *words]) == 1
     shown = capsys.readouterr()
     assert "11.25" in shown.out and "stopped after 3.0 minutes" in shown.err

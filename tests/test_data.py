@@ -14,13 +14,16 @@ demo = get_profile("demo", workers=1, synthetic_images=30, printed_formulas=30)
 def sets(counts=(7, 11, 4), seed=0):
     rng = np.random.default_rng(seed)
     shapes = lambda n: [(int(rng.integers(8, 40)), int(rng.integers(8, 110))) for _ in range(n)]
-    return [ImageSet([rng.random(s).astype("float32") for s in shapes(n)], [f"{k} + {i % 10}" for i in range(n)], k % 2) for k, n in enumerate(counts)]
+    return [ImageSet([rng.random(s).astype("float32") for s in shapes(n)], [f"{k} + {i % 10}" for i in range(n)], k % 2)
+            for k, n in enumerate(counts)]
 
 
 VOCAB = Vocab.from_tokens([list("0123456789+")])
 
 
-def same(a, b): return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("x", "mask", "ids", "domain")) and a.tokens == b.tokens
+def same(a, b):
+    tensors = ("x", "mask", "ids", "domain")
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in tensors) and a.tokens == b.tokens
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
@@ -37,7 +40,8 @@ def figure_stream(seed=0, area=30_000):
     for n in range(150):
         lines = [rng.uniform(0, 1, (5, 2)) * (rng.uniform(0.5, 12), rng.uniform(0.5, 3)) for _ in range(3)]
         figures.append(make_figure(f"{n % 10} + 1", lines, [0, 1, 2], [False] * 3, np.arange(3), 1.0))
-    return FigureStream([FigureSet(figures[:100]), FigureSet(figures[100:])], VOCAB, Drawing(16.0, area=area), seed, pool=60)
+    parts = [FigureSet(figures[:100]), FigureSet(figures[100:])]
+    return FigureStream(parts, VOCAB, Drawing(16.0, area=area), seed, pool=60)
 
 
 def test_a_batch_of_figures_is_a_function_of_seed_and_step():
@@ -54,7 +58,8 @@ def test_batches_of_figures_keep_their_area_and_boxes():
         count, _, height, width = batch.x.shape
         assert count == 1 or batch.x.numel() < 1.6 * 30_000
         boxes = batch.boxes[:, :3]
-        assert batch.boxes.shape == (count, 4, 4) and batch.boxes[:, 3].isnan().all()  # the end of a formula has no place
+        # the end of a formula has no place
+        assert batch.boxes.shape == (count, 4, 4) and batch.boxes[:, 3].isnan().all()
         assert boxes.min() >= 0 and boxes[..., 2].max() <= width and boxes[..., 3].max() <= height
     shown = sorted(item[:2] for number in range(5) for group in stream.batches(number) for item in group)
     assert len(shown) == 300 and {shown.count((1, n)) for n in range(50)} == {3}  # three epochs of the smaller set
@@ -78,12 +83,19 @@ def test_sources_are_drawn_evenly_and_epochs_are_permutations():
 
 def test_batches_are_of_similar_size():
     big = sets((400,))
-    padded = lambda stream: 1 - sum(float(stream[k].mask.sum()) for k in range(32)) / sum(stream[k].mask.numel() for k in range(32))
+
+    def padded(stream):
+        masks = [stream[k].mask for k in range(32)]
+        return 1 - sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+
     assert padded(Stream(big, VOCAB, demo, 8, 0, None)) < 0.65 * padded(Stream(big, VOCAB, demo, 8, 0, None, pool=1))
 
 
 def test_streams_with_one_order_bring_large_with_large():
-    areas = lambda seed, **options: np.array([Stream(sets((90, 70), seed), VOCAB, demo, 4, seed=seed, pool=32, ranges=None, **options)[k].x[0].numel() for k in range(32)])
+    def areas(seed, **options):
+        stream = Stream(sets((90, 70), seed), VOCAB, demo, 4, seed=seed, pool=32, ranges=None, **options)
+        return np.array([stream[k].x[0].numel() for k in range(32)])
+
     together = np.corrcoef(areas(1, shuffle_seed=5), areas(2, shuffle_seed=5))[0, 1]
     assert together > 0.8 > 0.6 > abs(np.corrcoef(areas(1), areas(2))[0, 1])
 
@@ -99,7 +111,8 @@ def test_augmentation_cuts_nothing_off_and_keeps_the_width_limit():
 
 
 def test_augmentation_keeps_the_ink():
-    image = np.zeros((24, 40), "uint8"); image[6:18, 8:32] = 255
+    image = np.zeros((24, 40), "uint8")
+    image[6:18, 8:32] = 255
     none = Augmentation(0, 0, (1, 1))
     out = augment(image, demo, np.random.default_rng(1), none)
     rows, columns = np.flatnonzero(out.any(1)), np.flatnonzero(out.any(0))
@@ -115,7 +128,9 @@ def test_collate_pads_to_16_and_masks():
 
 def test_ordered_batches_bring_every_image_once():
     images = sets((50,))[0]
-    seen = [(n, batch.tokens[row]) for numbers, batch in ordered_batches(images, VOCAB, demo, pixels=20_000) for row, n in enumerate(numbers)]
+    seen = [(n, batch.tokens[row])
+            for numbers, batch in ordered_batches(images, VOCAB, demo, pixels=20_000)
+            for row, n in enumerate(numbers)]
     assert sorted(n for n, _ in seen) == list(range(50)) and all(images.tokens[n] == t for n, t in seen)
     assert all(batch.x.numel() <= 40_000 for _, batch in ordered_batches(images, VOCAB, demo, pixels=20_000))
 
@@ -124,13 +139,16 @@ def test_image_sets_survive_the_disk(tmp_path):
     images = sets()[1]
     images.save(tmp_path)
     again = ImageSet.load(tmp_path)
-    assert all(np.array_equal(images[i], again[i]) for i in range(len(images))) and again.tokens == images.tokens and again.domain == images.domain
+    assert all(np.array_equal(images[i], again[i]) for i in range(len(images)))
+    assert again.tokens == images.tokens
+    assert again.domain == images.domain
     (tmp_path / "shapes.npy").unlink()
     with pytest.raises(FormulaGanError, match="not a whole image set"): ImageSet.load(tmp_path)
 
 
 def test_unknown_symbols_are_named():
-    with pytest.raises(KeyError, match="9"): Stream(sets(), Vocab.from_tokens([list("012345678+")]), demo, 60, 0, pool=1)[0]
+    with pytest.raises(KeyError, match="9"):
+        Stream(sets(), Vocab.from_tokens([list("012345678+")]), demo, 60, 0, pool=1)[0]
 
 
 def test_print_and_ink_have_one_symbol_size():
@@ -144,7 +162,8 @@ def test_print_and_ink_have_one_symbol_size():
 
 def test_scoring_drops_no_image():
     corpus = load_corpus(demo)
-    kept, skipped = ink_images(corpus.ink["test"], get_profile("demo", height=16, max_tokens=3), limits=False, progress=False)
+    kept, skipped = ink_images(corpus.ink["test"], get_profile("demo", height=16, max_tokens=3), limits=False,
+                               progress=False)
     assert len(kept) == len(corpus.ink["test"]) and not skipped
 
 
@@ -154,6 +173,8 @@ def test_a_rescaled_set_keeps_its_boxes_over_the_ink():
     from formula_gan.data import HANDWRITTEN, ImageSet, rescale_set
     image = np.zeros((40, 80), "uint8")
     image[10:30, 20:60] = 255
-    small = rescale_set(ImageSet([image], ["a b"], HANDWRITTEN, [{"size": 1.0, "boxes": [[20, 10, 60, 30], None]}]), 0.5)
-    assert small.shapes.tolist() == [[20, 40]] and small.extra == [{"size": 1.0, "boxes": [[10.0, 5.0, 30.0, 15.0], None]}]
+    extra = [{"size": 1.0, "boxes": [[20, 10, 60, 30], None]}]
+    small = rescale_set(ImageSet([image], ["a b"], HANDWRITTEN, extra), 0.5)
+    assert small.shapes.tolist() == [[20, 40]]
+    assert small.extra == [{"size": 1.0, "boxes": [[10.0, 5.0, 30.0, 15.0], None]}]
     assert (np.asarray(small[0])[6:14, 11:29] == 255).all()

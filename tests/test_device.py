@@ -30,14 +30,16 @@ from test_trainer import PROFILE, TINY, VOCAB, drawn, equal, make_gan, make_read
 
 CARD = torch.device("cuda:0")
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal", "is_nonzero"}
-CROSSES = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}  # from one device to another; indices may lie anywhere
+# from one device to another; indices may lie anywhere
+CROSSES = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 class OnCard(torch.Tensor):
     "What the CPU computes with, behind a name that says that it lies on the card."
     @staticmethod
     def __new__(cls, inner):
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype)
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(),
+                                                   storage_offset=inner.storage_offset(), dtype=inner.dtype)
 
     def __init__(self, inner): self.inner = inner
 
@@ -46,7 +48,8 @@ class OnCard(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None): raise AssertionError(f"{func} outside the card's simulation")
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise AssertionError(f"{func} outside the card's simulation")
 
     def cpu(self): return Card.now.fetched(self)
 
@@ -69,7 +72,8 @@ class OnCard(torch.Tensor):
 
 
 class Card(TorchDispatchMode):
-    "The simulation: `waits` says what made the host wait, and where in the library; `launches` counts operations on the card."
+    """The simulation: `waits` says what made the host wait, and where in the library; `launches` counts operations on
+    the card."""
     now = None
 
     def __init__(self):
@@ -77,7 +81,9 @@ class Card(TorchDispatchMode):
         self.waits, self.launches = Counter(), Counter()
 
     def wait(self, name):
-        places = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_stack() if "formula_gan/" in f.filename.replace("\\", "/") and "tests" not in f.filename]
+        places = [f"{Path(f.filename).name}:{f.lineno}"
+                  for f in traceback.extract_stack()
+                  if "formula_gan/" in f.filename.replace("\\", "/") and "tests" not in f.filename]
         self.waits[f"{name} {places[-1] if places else 'test'}"] += 1
 
     def fetched(self, tensor):
@@ -85,7 +91,8 @@ class Card(TorchDispatchMode):
         return tensor.inner.detach().clone()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = dict(kwargs or {}), func._schema.name.removeprefix("aten::")
+        kwargs = dict(kwargs or {})
+        name = func._schema.name.removeprefix("aten::")
         given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
         there = [t for t in given if isinstance(t, OnCard)]
         if not there: return func(*args, **kwargs)
@@ -105,7 +112,8 @@ class Card(TorchDispatchMode):
 
     def count(self, name, args, there):
         self.launches[name] += 1
-        masks = name.startswith("index") and any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in tree_flatten(args[1])[0])
+        indices = tree_flatten(args[1])[0] if name.startswith("index") else []
+        masks = any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in indices)
         if name == "index" and masks or masks and args[2].numel() > 1 or name in WAITS: self.wait(name)
         if name == "copy_" and not isinstance(args[0], OnCard): self.wait(name)
 
@@ -122,7 +130,8 @@ class Moves(TorchFunctionMode):
     def moved(self, tensor, *args, **kwargs):
         if args and isinstance(args[0], torch.Tensor): args = args[0].device, args[0].dtype, *args[1:]
         device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
-        there, options = isinstance(tensor, OnCard), {"dtype": dtype or tensor.dtype, "memory_format": layout or torch.preserve_format}
+        there = isinstance(tensor, OnCard)
+        options = {"dtype": dtype or tensor.dtype, "memory_format": layout or torch.preserve_format}
         if device is None or there == (device.type == "cuda"): return tensor.to(**options)
         return Card.now.fetched(tensor).to(**options) if there else OnCard(tensor.detach().to(copy=True, **options))
 
@@ -178,7 +187,8 @@ def figures():
     from formula_gan.rendering import typeset
     from formula_gan.stitching import demo_inks
     formulas = ["a + b", "x ^ { 2 }", "1 - x", "b", "2 + 2", "a"]
-    return FigureSet([print_figure(f, typeset(f)) for f in formulas]), FigureSet([ink_figure(ink) for ink in demo_inks(formulas, writers=2)])
+    prints = FigureSet([print_figure(f, typeset(f)) for f in formulas])
+    return prints, FigureSet([ink_figure(ink) for ink in demo_inks(formulas, writers=2)])
 
 
 @pytest.fixture(scope="module")
@@ -188,20 +198,26 @@ def judge_file(tmp_path_factory):
     return str(path)
 
 
-WIDE = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16, embedding=16)
+WIDE = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16,
+                        embedding=16)
 
 
 def laptop_like(figures, judge_file, device="cuda", **fields):
     "A task with what the profile `laptop` has that the paper has not."
-    profile = replace(PROFILE, **{"symbol_height": 12, "fold": 2, "cells": True, "seen": True, "reach": 12, "loose": 0.6, "judge": judge_file,
-                                  "z_reward": 1.0, "warmup_iterations": 1, "gan_iterations": 3} | fields)
-    return GanTask(profile, list(figures[:1]), list(figures), Vocab.from_tokens([t.split() for t in figures[0].tokens]), device=device)
+    own = {"symbol_height": 12, "fold": 2, "cells": True, "seen": True, "reach": 12, "loose": 0.6, "judge": judge_file,
+           "z_reward": 1.0, "warmup_iterations": 1, "gan_iterations": 3}
+    profile = replace(PROFILE, **own | fields)
+    vocab = Vocab.from_tokens([t.split() for t in figures[0].tokens])
+    return GanTask(profile, list(figures[:1]), list(figures), vocab, device=device)
 
 
-def plain(figures, judge_file, device="cuda", **fields): return make_gan(replace(PROFILE, **{"warmup_iterations": 1, "gan_iterations": 3} | fields), device=device)
+def plain(figures, judge_file, device="cuda", **fields):
+    return make_gan(replace(PROFILE, **{"warmup_iterations": 1, "gan_iterations": 3} | fields), device=device)
 
 
-def blind(*given, **fields): return laptop_like(*given, lambda_=0.0, z_reward=0.0, **fields)  # its discriminator sees through the judge all the same
+def blind(*given, **fields):
+    # its discriminator sees through the judge all the same
+    return laptop_like(*given, lambda_=0.0, z_reward=0.0, **fields)
 
 
 def stop_after_a_step(trainer): assert trainer.run(max_minutes=1e-9) is False and trainer.step == 1
@@ -221,14 +237,16 @@ def test_a_step_on_the_card_is_that_on_the_cpu(card, figures, judge_file, tmp_pa
     "The losses of two steps each of copying and of a GAN agree; attention and optimisers have other kernels there."
     def losses(device):
         task = laptop_like(figures, judge_file, device, warmup_iterations=2, gan_iterations=2)
-        accelerator = OneProcess() if device == "cuda" else SimpleNamespace(num_processes=1, process_index=0, device="cpu")
+        on_cpu = SimpleNamespace(num_processes=1, process_index=0, device="cpu")
+        accelerator = OneProcess() if device == "cuda" else on_cpu
         place(task, accelerator)
         return [{k: float(v) for k, v in update(task, task[step], step, accelerator).items()} for step in range(4)]
     for ours, theirs in zip(losses("cuda"), losses("cpu")): assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-4)
 
 
 def test_a_guided_recogniser_trains_on_the_card_and_resumes(card, figures, tmp_path):
-    vocab, images = Vocab.from_tokens([t.split() for t in figures[0].tokens]), drawn(HANDWRITTEN)
+    vocab = Vocab.from_tokens([t.split() for t in figures[0].tokens])
+    images = drawn(HANDWRITTEN)
     images.tokens = ["1", "a", "b + a", "x", "2"]
     def make(): return GuidedTask(replace(PROFILE, symbol_height=12), figures, vocab, 3, config=WIDE, device="cuda")
     def metric(task):
@@ -237,17 +255,23 @@ def test_a_guided_recogniser_trains_on_the_card_and_resumes(card, figures, tmp_p
     stop_after_a_step(Trainer(make(), tmp_path, log_every=1, progress=False))
     task = make()
     trainer = Trainer(task, tmp_path, metric, 3, log_every=1, progress=False)
-    assert trainer.step == 1 and trainer.run() and trainer.best < 10 and task.live.encoder.stem[0][0].weight.device == CARD
+    assert trainer.step == 1
+    assert trainer.run()
+    assert trainer.best < 10
+    assert task.live.encoder.stem[0][0].weight.device == CARD
 
 
 def test_a_recogniser_of_images_trains_on_the_card(card, tmp_path):
-    task = RecognizerTask(replace(PROFILE, recognizer_steps=2), [drawn(PRINTED)], VOCAB, 0, TINY, recipe=RECIPES["paper"], device="cuda")
+    task = RecognizerTask(replace(PROFILE, recognizer_steps=2), [drawn(PRINTED)], VOCAB, 0, TINY,
+                          recipe=RECIPES["paper"], device="cuda")
     assert Trainer(task, tmp_path, progress=False).run()
 
 
 def test_writing_reading_and_features_on_the_card(card):
     torch.manual_seed(0)
-    profile, generator, model = replace(PROFILE, symbol_height=12), Generator(8, skip=True, fold=2, reach=4), Recognizer(Vocab.crohme(), WIDE).eval()
+    profile = replace(PROFILE, symbol_height=12)
+    generator = Generator(8, skip=True, fold=2, reach=4)
+    model = Recognizer(Vocab.crohme(), WIDE).eval()
     with torch.no_grad(): model.decoder.out.bias[END] = 2.0  # it soon comes to an end
     there = model.to("cuda")
     written = handwrite(generator, drawn(PRINTED), profile, 0, "cuda", False)
@@ -256,7 +280,9 @@ def test_writing_reading_and_features_on_the_card(card):
     picture = np.uint8(255 * (np.arange(40 * 90).reshape(40, 90) % 17 < 4))
     here = Recognizer(Vocab.crohme(), WIDE).eval()
     here.load_state_dict({k: v.cpu() for k, v in there.state_dict().items()})
-    for beam_size in (1, 3): assert recognize(picture, there, beam_size).score == pytest.approx(recognize(picture, here, beam_size).score, rel=0.01)
+    for beam_size in (1, 3):
+        wanted = recognize(picture, here, beam_size).score
+        assert recognize(picture, there, beam_size).score == pytest.approx(wanted, rel=0.01)
 
 
 def test_all_shifts_at_once_on_the_card(card):
@@ -268,13 +294,20 @@ def test_all_shifts_at_once_on_the_card(card):
         apart = stroke_change(*pictures)
         apart.sum().backward()
         return [t.detach().cpu() for t in (apart, *(p.grad for p in pictures))]
-    for ours, theirs in zip(change("cuda"), change("cpu")): torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    for ours, theirs in zip(change("cuda"), change("cpu")):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     assert card.launches["avg_pool2d"] == 2 and card.launches["abs"] == 1
 
 
-@pytest.mark.parametrize("make, wanted", [(plain, {"nonzero": 12}), (laptop_like, {"nonzero": 2}), (blind, {}), ("guided", {"nonzero": 2, "index": 1, "index_put": 1})])
+@pytest.mark.parametrize("make, wanted", [
+    (plain, {"nonzero": 12}),
+    (laptop_like, {"nonzero": 2}),
+    (blind, {}),
+    ("guided", {"nonzero": 2, "index": 1, "index_put": 1}),
+])
 def test_waits_of_a_step(card, figures, judge_file, make, wanted):
-    "Which cells hold image, and where symbols stand; no loss is read, nothing is fetched, and Adam counts without asking."
+    """Which cells hold image, and where symbols stand; no loss is read, nothing is fetched, and Adam counts without
+    asking."""
     if make == "guided":
         vocab = Vocab.from_tokens([t.split() for t in figures[0].tokens])
         task = GuidedTask(replace(PROFILE, symbol_height=12), figures, vocab, 3, config=WIDE, device="cuda")
@@ -288,15 +321,18 @@ def test_waits_of_a_step(card, figures, judge_file, make, wanted):
 
 def test_a_training_of_the_card_goes_on_on_the_cpu_and_back(tmp_path, monkeypatch):
     "Each device keeps its own way of updating; Adam's counters lie where that wants them."
-    def make(device): return RecognizerTask(replace(PROFILE, recognizer_steps=9), [drawn(PRINTED)], VOCAB, 0, TINY, device=device)
+    def make(device):
+        return RecognizerTask(replace(PROFILE, recognizer_steps=9), [drawn(PRINTED)], VOCAB, 0, TINY, device=device)
     def step(device):
         trainer = Trainer(make(device), tmp_path, progress=False)
         before = trainer.step
         assert trainer.run(max_minutes=1e-9) is False and trainer.step == before + 1
         optimizer = trainer.task.optimizers["recognizer"]
-        [group], counters = optimizer.param_groups, optimizer.state.values()
+        [group] = optimizer.param_groups
+        counters = optimizer.state.values()
         assert (group["foreach"], group["fused"]) == ((None, True) if device == "cuda" else (True, None))
-        assert {c["step"].device.type for c in counters} == {device} and {int(c["step"]) for c in counters} == {trainer.step}
+        assert {c["step"].device.type for c in counters} == {device}
+        assert {int(c["step"]) for c in counters} == {trainer.step}
     for device in ("cpu", "cuda", "cpu"):
         if device == "cpu": step(device)
         else:
@@ -315,7 +351,9 @@ def test_a_spawned_process_prepares_the_same_batches(figures, judge_file):
         for ours, theirs in zip(pair, both[step]):
             assert isinstance(ours, Packed) and ours.pixels.dtype == torch.uint8 and ours.tokens == theirs.tokens
             ours = ours.to("cpu", torch.channels_last)
-            for name in ("x", "mask", "ids", "domain"): assert torch.equal(getattr(ours, name), getattr(theirs, name)) and getattr(ours, name).dtype == getattr(theirs, name).dtype
+            for name in ("x", "mask", "ids", "domain"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+                assert getattr(ours, name).dtype == getattr(theirs, name).dtype
             assert theirs.boxes is None or torch.equal(ours.boxes.nan_to_num(-1), theirs.boxes.nan_to_num(-1))
 
 
@@ -333,5 +371,6 @@ def test_a_curriculum_is_as_long_with_several_processes():
     stream = PhasedStream({0: ["short"] * 100, 20: ["all"] * 100})
     for ranks in (1, 2, 4):
         for rank in range(ranks):
-            loader = batch_loader(SimpleNamespace(stream=stream, steps=25), 0, SimpleNamespace(num_processes=ranks, process_index=rank))
+            loader = batch_loader(SimpleNamespace(stream=stream, steps=25), 0,
+                                  SimpleNamespace(num_processes=ranks, process_index=rank))
             assert list(loader) == ["short"] * 20 + ["all"] * 5

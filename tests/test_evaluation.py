@@ -36,7 +36,9 @@ def test_scores_equal_brute_force(seed, strict):
     rng = np.random.default_rng(seed)
     truths = ["a " + t for t in random_texts(rng, 60, empty=False)]
     predictions = [t if rng.random() < 0.4 else p for t, p in zip(truths, random_texts(rng, 60))]
-    wrong, words, right = 0, 0, Counter()
+    wrong = 0
+    words = 0
+    right = Counter()
     for p, t in zip(predictions, truths):
         p, t = (p or "").split(), t.split()
         if not strict: p, t = [w for w in p if w != "\\limits"], [w for w in t if w != "\\limits"]
@@ -64,8 +66,14 @@ def test_limits_count_only_when_strict():
 
 
 @pytest.mark.parametrize("predictions, truths, word", [
-    (["a"], ["a", "b"], "1 predictions for 2"), ([], [], "no formulas"), ("a b", ["a"], "predictions must be a list"),
-    (["a"], "a", "truths must be"), (["a"], [None], "truths"), (["a"], [" "], "empty"), ([["a"]], ["a"], "predictions")])
+    (["a"], ["a", "b"], "1 predictions for 2"),
+    ([], [], "no formulas"),
+    ("a b", ["a"], "predictions must be a list"),
+    (["a"], "a", "truths must be"),
+    (["a"], [None], "truths"),
+    (["a"], [" "], "empty"),
+    ([["a"]], ["a"], "predictions"),
+])
 def test_bad_input_is_named_in_one_line(predictions, truths, word):
     with pytest.raises(FormulaGanError, match=word) as error: evaluate(predictions, truths)
     assert "\n" not in str(error.value)
@@ -75,22 +83,25 @@ def test_wilson_interval_solves_its_equation():
     for k, n in ((0, 5), (5, 5), (1, 3), (394, 986)):
         for bound in exprate_interval(k, n):
             p = bound / 100
-            assert p in (0, 1) and k in (0, n) or math.isclose(abs(k / n - p), 1.959963984540054 * math.sqrt(p * (1 - p) / n), rel_tol=1e-6)
+            reach = 1.959963984540054 * math.sqrt(p * (1 - p) / n)
+            assert p in (0, 1) and k in (0, n) or math.isclose(abs(k / n - p), reach, rel_tol=1e-6)
     for k, n in ((-1, 5), (6, 5), (0, 0)):
         with pytest.raises(FormulaGanError): exprate_interval(k, n)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_comparison_equals_brute_force(seed):
-    rng, n = np.random.default_rng(seed), 40
+    rng = np.random.default_rng(seed)
+    n = 40
     right = rng.random((2, n)) < [[0.4], [0.6]]
     truths = [f"x {k}" for k in range(n)]
     first, second = ([t if r else "no" for t, r in zip(truths, rs)] for rs in right)
     got = compare(first, second, truths, resamples=4000)
     only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     assert (got.only_first, got.only_second) == only
-    outcomes = Counter(sum(o) for o in itertools.product((0, 1), repeat=min(12, sum(only)))) if sum(only) <= 12 else None
-    if outcomes: assert math.isclose(got.p, min(1, 2 * sum(c for k, c in outcomes.items() if k <= min(only)) / 2 ** sum(only)))
+    if sum(only) <= 12:
+        as_rare = sum(sum(o) <= min(only) for o in itertools.product((0, 1), repeat=sum(only)))
+        assert math.isclose(got.p, min(1, 2 * as_rare / 2 ** sum(only)))
     picks = rng.integers(0, n, (4000, n))
     plain = np.percentile(100 * (right[1][picks].mean(1) - right[0][picks].mean(1)), [2.5, 97.5])
     assert np.allclose([got.low, got.high], plain, atol=5.1) and got.low <= got.difference <= got.high
@@ -111,10 +122,12 @@ def test_perplexity_equals_brute_force_both_ways():
 
 def corpus_of(rng, n=300):
     "Formulas of a small grammar, so that contexts repeat."
-    letters, out = list("abcdxyz"), []
+    letters = list("abcdxyz")
+    out = []
     for _ in range(n):
         tokens = [str(rng.choice(letters))]
-        while rng.random() < 0.7: tokens += [str(rng.choice(["+", "-", "="])), str(rng.choice(letters, p=[.4, .2, .1, .1, .1, .05, .05]))]
+        while rng.random() < 0.7:
+            tokens += [str(rng.choice(["+", "-", "="])), str(rng.choice(letters, p=[.4, .2, .1, .1, .1, .05, .05]))]
         out.append(tokens)
     return out
 
@@ -142,7 +155,11 @@ def test_kneser_ney_equals_a_direct_computation():
     def discounts(counts):
         n = [sum(c == k for c in counts) for k in range(5)]
         y = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.5
-        return [0] + [d if 0 < d <= k else 0.5 for k, d in ((k, k - (k + 1) * y * n[k + 1] / n[k] if n[k] and n[k + 1] else 0.5) for k in (1, 2, 3))]
+        found = [0]
+        for k in (1, 2, 3):
+            d = k - (k + 1) * y * n[k + 1] / n[k] if n[k] and n[k + 1] else 0.5
+            found.append(d if 0 < d <= k else 0.5)
+        return found
 
     d2, d1 = discounts(list(pairs.values())), discounts(list(kinds.values()))
     size = len({t for f in formulas for t in f}) + 2
@@ -155,7 +172,8 @@ def test_kneser_ney_equals_a_direct_computation():
     def bigram(a, b):
         seen = {y: c for (x, y), c in pairs.items() if x == a}
         if not seen: return unigram(b)
-        total, c = sum(seen.values()), seen.get(b, 0)
+        total = sum(seen.values())
+        c = seen.get(b, 0)
         return (c - d2[min(c, 3)]) / total + sum(d2[min(c, 3)] for c in seen.values()) / total * unigram(b)
 
     model = NGramModel(2).fit(formulas)
@@ -176,25 +194,34 @@ def test_language_model_learns_and_generalises():
 
 
 def test_language_model_errors():
-    for call in (lambda: NGramModel(0), lambda: NGramModel().fit([]), lambda: NGramModel().nll(["a"]), lambda: NGramModel().probability([], "a")):
+    for call in (
+        lambda: NGramModel(0),
+        lambda: NGramModel().fit([]),
+        lambda: NGramModel().nll(["a"]),
+        lambda: NGramModel().probability([], "a"),
+    ):
         with pytest.raises(FormulaGanError): call()
     assert NGramModel(5).fit([["a"]]).probability([], "a") > 0.3  # a corpus of one
 
 
 @pytest.mark.real_data
 def test_image_blind_model_on_crohme():
-    "Row L, from a part of the Wikipedia formulas: far better than chance, and close to what the whole corpus gives (about 10)."
+    """Row L, from a part of the Wikipedia formulas: far better than chance, and close to what the whole corpus gives
+    (about 10)."""
     from formula_gan.core import data_file
     from formula_gan.tokenizer import CROHME_SYMBOLS, TokenizeError, tokenize
     import lzma
     captions = pd.read_csv(data_file("crohme2014_captions.tsv"), sep="\t", quoting=3, dtype=str)
     test = [t.split() for t in captions[captions.split == "test"].latex]
-    known, held, formulas = set(CROHME_SYMBOLS), {" ".join(t) for t in test}, set()
+    known = set(CROHME_SYMBOLS)
+    held = {" ".join(t) for t in test}
+    formulas = set()
     with lzma.open(data_file("wikipedia_formulas.txt.xz"), "rt", encoding="utf-8") as lines:
         for line in itertools.islice(lines, 0, None, 8):
             try: tokens = tokenize(line.strip())
             except TokenizeError: continue
-            if 0 < len(tokens) <= 50 and known.issuperset(tokens) and " ".join(tokens) not in held: formulas.add(tuple(tokens))
+            if 0 < len(tokens) <= 50 and known.issuperset(tokens) and " ".join(tokens) not in held:
+                formulas.add(tuple(tokens))
     model = NGramModel(5, CROHME_SYMBOLS).fit(sorted(formulas))
     corpus, _ = perplexity(map(model.nll, test))
     assert 9 < corpus < 16, corpus
@@ -212,8 +239,10 @@ def test_tables_show_ours_beside_the_papers():
     assert list(table.row) == ["1", "2", "3", "4", "5", "6", "7", "7", "S", "lambda=5"]
     assert list(table[table.row == "7"]["paper 300k"]) == [9.16, 9.16] and table.perplexity.notna().sum() == 4
     assert list(table1(pd.DataFrame()).row) == list("1234567")
-    second = table2(pd.DataFrame([dict(row="VIII", train_norm="symbol", test_norm="symbol-oracle", exprate=41.0, recipe="x"),
-                                  dict(row="P", train_norm="symbol", test_norm="symbol", exprate=35.0, recipe="x")]))
+    second = table2(pd.DataFrame([
+        dict(row="VIII", train_norm="symbol", test_norm="symbol-oracle", exprate=41.0, recipe="x"),
+        dict(row="P", train_norm="symbol", test_norm="symbol", exprate=35.0, recipe="x"),
+    ]))
     line = second[second.exprate == 41.0]
     assert line["paper exprate"].item() == 39.4 and second[second.row == "P"].what.item() == "CROHME + print"
     assert len(table2(pd.DataFrame())) == 16
@@ -233,7 +262,8 @@ def test_realism_tells_print_from_ink():
     from formula_gan.task_model import Recognizer, RecognizerConfig
     from formula_gan.tokenizer import Vocab
     torch.manual_seed(0)
-    profile, model = get_profile("demo"), Recognizer(Vocab(["x"]), RecognizerConfig(layers=1, growth=4, stride=8))
+    profile = get_profile("demo")
+    model = Recognizer(Vocab(["x"]), RecognizerConfig(layers=1, growth=4, stride=8))
     rng = np.random.default_rng(0)
     def lines(count, thick):
         images = []
@@ -245,7 +275,8 @@ def test_realism_tells_print_from_ink():
     thin, thin2, thick = lines(60, 1), lines(60, 1), lines(60, 4)
     a, b, c = (image_features(model, s, profile) for s in (thin, thin2, thick))
     gray = ImageSet([np.uint8(image * 0.7) for image in thin], thin.tokens, 1)
-    assert np.allclose(a, image_features(model, gray, profile)) and np.allclose(a[:5], image_features(model, thin.subset(range(5)), profile), atol=1e-5)
+    assert np.allclose(a, image_features(model, gray, profile))
+    assert np.allclose(a[:5], image_features(model, thin.subset(range(5)), profile), atol=1e-5)
     assert kernel_distance(a, b).value < kernel_distance(a, c).low
     with pytest.raises(FormulaGanError, match="two images"): kernel_distance(a[:1], b)
 

@@ -11,7 +11,8 @@ from formula_gan.sagan import Generator, save_generator
 from formula_gan.task_model import Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import END, Vocab
 
-SMALL = dict(layers=1, growth=8, stem_channels=8, hidden=16, embedding=16, attention=8, coverage_channels=4, coverage_kernel=3)
+SMALL = dict(layers=1, growth=8, stem_channels=8, hidden=16, embedding=16, attention=8, coverage_channels=4,
+             coverage_kernel=3)
 
 
 @pytest.fixture
@@ -40,13 +41,17 @@ def test_generator(runtime, tmp_path, capsys):
     assert json.loads(told["symbol_height"]) == 20 and json.loads(told["domains"]) == {"printed": 0, "handwritten": 1}
     image, mask = export.scrawl((2, 70, 45), seed=3)
     z, c = torch.randn(2, 120), torch.tensor([1, 0])
-    written, = session.run(None, {"image": image.numpy(), "noise": z.numpy(), "domain": c.numpy(), "mask": mask.numpy()})
+    inputs = {"image": image.numpy(), "noise": z.numpy(), "domain": c.numpy(), "mask": mask.numpy()}
+    written, = session.run(None, inputs)
     with torch.no_grad(): wanted = model(image, z, c, mask).numpy()
     assert np.ptp(wanted) > 0.01 and np.abs(written - wanted).max() < 1e-4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.onnx", "g.safetensors"]
 
 
-@pytest.mark.parametrize("shape", [dict(wide=True, stride=8), pytest.param(dict(stride=16, multi_scale=True), marks=pytest.mark.slow)], ids=["wide", "multi-scale"])
+@pytest.mark.parametrize("shape", [
+    dict(wide=True, stride=8),
+    pytest.param(dict(stride=16, multi_scale=True), marks=pytest.mark.slow),
+], ids=["wide", "multi-scale"])
 def test_recognizer(runtime, tmp_path, capsys, shape):
     "Encoder and step read what torch reads, in pictures of other sizes than those of the export."
     torch.manual_seed(1)
@@ -54,7 +59,8 @@ def test_recognizer(runtime, tmp_path, capsys, shape):
     save_recognizer(model, tmp_path / "r.safetensors", profile="laptop")
     words = ["export", "--recognizer", str(tmp_path / "r.safetensors"), "--out", str(tmp_path / "reader")]
     assert cli.main(words) == 0 and "encoder.onnx" in capsys.readouterr().out
-    encoder, step = (runtime.InferenceSession(str(tmp_path / "reader" / f"{name}.onnx")) for name in ("encoder", "step"))
+    encoder, step = (runtime.InferenceSession(str(tmp_path / "reader" / f"{name}.onnx"))
+                     for name in ("encoder", "step"))
     vocabulary = json.loads(step.get_modelmeta().custom_metadata_map["vocabulary"])
     assert vocabulary == model.vocab.tokens
     image, mask = export.scrawl((3, 50, 81), seed=5)
@@ -65,11 +71,17 @@ def test_recognizer(runtime, tmp_path, capsys, shape):
     assert cli.main(words) == 2 and "exists already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, message", [("--out g.onnx", "--generator or a --recognizer"), ("--generator default --recognizer default --out g.onnx", "either"),
-                                            ("--generator default --out g", "one .onnx file"), ("--recognizer default --out r.onnx", "folder")])
+@pytest.mark.parametrize("words, message", [
+    ("--out g.onnx", "--generator or a --recognizer"),
+    ("--generator default --recognizer default --out g.onnx", "either"),
+    ("--generator default --out g", "one .onnx file"),
+    ("--recognizer default --out r.onnx", "folder"),
+])
 def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["export", *words.split()]) == 2 and message in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert cli.main(["export", *words.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_extra(monkeypatch, tmp_path, capsys):

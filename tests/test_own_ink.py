@@ -1,4 +1,5 @@
-"""One's own ink: labels from anywhere, nothing lost in silence, whole writers held out, and trainings that start from it alone."""
+"""One's own ink: labels from anywhere, nothing lost in silence, whole writers held out, and trainings that start from
+it alone."""
 import dataclasses
 import zipfile
 
@@ -11,13 +12,14 @@ from formula_gan.ink import write_inkml
 from formula_gan.own_ink import hold_out, labelled_inks, own_corpus, read_own_ink
 from formula_gan.stitching import demo_inks
 
-TINY = [word for pair in ("synthetic_images=24", "printed_formulas=24", "gan_iterations=1", "warmup_iterations=1", "updates=4", "workers=1")
-        for word in ("--set", pair)]
+TINY = [word for pair in ("synthetic_images=24", "printed_formulas=24", "gan_iterations=1", "warmup_iterations=1",
+                          "updates=4", "workers=1") for word in ("--set", pair)]
 
 
 def write(folder, inks, **changes):
     folder.mkdir(exist_ok=True)
-    for n, ink in enumerate(inks): (folder / f"{n:02d}.inkml").write_bytes(write_inkml(dataclasses.replace(ink, **changes)))
+    for n, ink in enumerate(inks):
+        (folder / f"{n:02d}.inkml").write_bytes(write_inkml(dataclasses.replace(ink, **changes)))
     return folder
 
 
@@ -127,6 +129,8 @@ def test_gan_learns_from_own_ink(inks, tmp_path, monkeypatch, capsys):
 
 def test_mistakes_before_any_work(inks, tmp_path, capsys):
     out = ["--out", str(tmp_path / "r.safetensors")]
-    assert cli.main(["train", "--recognizer", "--ink", str(tmp_path / "none"), *out]) == 2 and "no ink" in capsys.readouterr().err
-    assert cli.main(["train", "--recognizer", "--ink", "none", "--set", "batch=many", *out]) == 2 and "batch" in capsys.readouterr().err
+    assert cli.main(["train", "--recognizer", "--ink", str(tmp_path / "none"), *out]) == 2
+    assert "no ink" in capsys.readouterr().err
+    assert cli.main(["train", "--recognizer", "--ink", "none", "--set", "batch=many", *out]) == 2
+    assert "batch" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

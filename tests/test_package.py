@@ -35,8 +35,10 @@ def run(*words, **options):
 def wheel(root, tmp_path_factory):
     "Built from the source distribution, so that both are complete."
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt"): shutil.copy(root / name, source)
-    shutil.copytree(root / "formula_gan", source / "formula_gan", ignore=shutil.ignore_patterns("__pycache__", "_modidx.py"))
+    files = "settings.ini setup.py pyproject.toml MANIFEST.in README.md LICENSE constraints.txt"
+    for name in files.split(): shutil.copy(root / name, source)
+    shutil.copytree(root / "formula_gan", source / "formula_gan",
+                    ignore=shutil.ignore_patterns("__pycache__", "_modidx.py"))
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
     return next(out.glob("*.whl"))
 
@@ -62,7 +64,8 @@ def empty(installed, tmp_path):
 def test_wheel_holds_the_library_only(wheel, root):
     import zipfile
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"formula_gan/{p.name}" for p in (root / "formula_gan").glob("*.py") if p.name != "_modidx.py"} <= set(names)
+    modules = {f"formula_gan/{p.name}" for p in (root / "formula_gan").glob("*.py") if p.name != "_modidx.py"}
+    assert modules <= set(names)
     assert not [n for n in names if not n.startswith(("formula_gan/", "formula_gan-"))]
     assert any(n.endswith("licenses/LICENSE") for n in names)
     points = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
@@ -92,7 +95,8 @@ def test_public_names():
     import formula_gan as fg
     for name in fg.__all__: assert getattr(fg, name).__name__ == name
     assert set(fg.__all__) <= set(dir(fg))
-    wanted = """tokenize normalize Vocab render read_inkml rasterize load_generator load_recognizer evaluate Generator Discriminator Recognizer
-                TokenizeError RenderError InkError Scores synthesize recognize""".split()
+    wanted = """tokenize normalize Vocab render read_inkml rasterize load_generator load_recognizer evaluate
+                Generator Discriminator Recognizer TokenizeError RenderError InkError Scores
+                synthesize recognize""".split()
     assert set(wanted) <= set(fg.__all__)
     with pytest.raises(AttributeError, match="no_such_name"): fg.no_such_name

@@ -1,4 +1,5 @@
-"""Every parameter that README or a notebook's text names exists in the notebook's parameters cell and reaches the run."""
+"""Every parameter that README or a notebook's text names exists in the notebook's parameters cell and reaches the
+run."""
 import ast
 import inspect
 import keyword
@@ -13,7 +14,10 @@ from formula_gan.tables import run_row
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = {p.name: nbformat.read(p, 4).cells for p in sorted((ROOT / "nbs").glob("1*.ipynb"))}
-TEXTS = [(ROOT / "README.md").read_text(encoding="utf-8"), *(c.source for cells in EXPERIMENTS.values() for c in cells if c.cell_type == "markdown")]
+TEXTS = [
+    (ROOT / "README.md").read_text(encoding="utf-8"),
+    *(c.source for cells in EXPERIMENTS.values() for c in cells if c.cell_type == "markdown"),
+]
 
 
 def parameters(name):
@@ -48,7 +52,10 @@ def test_named_parameter_exists(notebook, parameter):
 
 @pytest.mark.parametrize("notebook", EXPERIMENTS)
 def test_every_parameter_is_used(notebook):
-    used = {n.id for source in code_after_parameters(notebook) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    used = {n.id
+            for source in code_after_parameters(notebook)
+            for n in ast.walk(ast.parse(source))
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     assert set(parameters(notebook)) - used == set()
 
 
@@ -76,8 +83,15 @@ def calls_of_run(monkeypatch, **injected):
     return seen[0]
 
 
-CASES = [("row", "7", "row", "7"), ("row", 7, "row", "7"), ("lambda_", 2, "lambda_", 2.0), ("seed", 5, "seed", 5), ("seed", "5", "seed", 5),
-         ("data_dir", "somewhere", "data_dir", "somewhere"), ("max_minutes", 3, "max_minutes", 3.0)]
+CASES = [
+    ("row", "7", "row", "7"),
+    ("row", 7, "row", "7"),
+    ("lambda_", 2, "lambda_", 2.0),
+    ("seed", 5, "seed", 5),
+    ("seed", "5", "seed", 5),
+    ("data_dir", "somewhere", "data_dir", "somewhere"),
+    ("max_minutes", 3, "max_minutes", 3.0),
+]
 
 
 @pytest.mark.parametrize("parameter, value, argument, expected", CASES)
@@ -86,7 +100,8 @@ def test_parameter_reaches_the_run(monkeypatch, parameter, value, argument, expe
 
 
 def test_profile_and_its_fields_reach_the_run(monkeypatch):
-    profile = calls_of_run(monkeypatch, profile="laptop", overrides={"gan_iterations": "500", "l1_anchor": 0})["profile"]
+    profile = calls_of_run(monkeypatch, profile="laptop",
+                           overrides={"gan_iterations": "500", "l1_anchor": 0})["profile"]
     assert (profile.name, profile.gan_iterations, profile.l1_anchor) == ("laptop", 500, 0.0)
 
 
@@ -101,9 +116,18 @@ def test_every_row_can_be_asked_for(monkeypatch):
         assert choose_row(call["row"], call["lambda_"]).name == row
 
 
-@pytest.mark.parametrize("injected, word", [({"profile": "huge"}, "huge"), ({"row": "99"}, "99"), ({"lambda_": "two"}, "two"), ({"lambda_": -1}, "-1"),
-                                            ({"seed": 0.5}, "0.5"), ({"overrides": {"batch": "many"}}, "many"), ({"overrides": {"bach": 4}}, "bach"),
-                                            ({"controls": "L Q"}, "Q"), ({"overrides": "batch"}, "overrides"), ({"max_minutes": "long"}, "long")])
+@pytest.mark.parametrize("injected, word", [
+    ({"profile": "huge"}, "huge"),
+    ({"row": "99"}, "99"),
+    ({"lambda_": "two"}, "two"),
+    ({"lambda_": -1}, "-1"),
+    ({"seed": 0.5}, "0.5"),
+    ({"overrides": {"batch": "many"}}, "many"),
+    ({"overrides": {"bach": 4}}, "bach"),
+    ({"controls": "L Q"}, "Q"),
+    ({"overrides": "batch"}, "overrides"),
+    ({"max_minutes": "long"}, "long"),
+])
 def test_a_wrong_value_is_told_before_the_run(injected, word):
     from formula_gan import FormulaGanError
     space = {**parameters("10_ablation.ipynb"), **injected}

@@ -82,7 +82,8 @@ def test_colours_and_lines(small):
     shown = np.asarray(picture(small, Look(ink_colour="#102030", paper_colour="rgb(250, 240, 230)"), 12, 0))
     assert shown[0, 0].tolist() == [250, 240, 230]
     assert np.abs(shown.reshape(-1, 3).astype(int) - (16, 32, 48)).sum(1).min() < 12
-    ruled, squared = (np.asarray(picture(np.zeros((60, 200), "uint8"), Look(paper=paper), 20, 0))[..., 0] < 255 for paper in ("ruled", "squared"))
+    ruled, squared = (np.asarray(picture(np.zeros((60, 200), "uint8"), Look(paper=paper), 20, 0))[..., 0] < 255
+                      for paper in ("ruled", "squared"))
     assert ruled.all(1).sum() in (2, 3) and not ruled.all(0).any()
     assert squared.all(1).sum() >= 3 and squared.all(0).sum() >= 8
 
@@ -93,12 +94,21 @@ def test_faults_come_from_the_seed_and_grow_with_the_picture(small):
     assert all(shown(seed).mean() < 255 - 10 for seed in range(4))  # shadows
     dot = np.zeros((200, 200), "uint8")
     dot[95:105, 95:105] = 255
-    blurred = [min((photo_faults(dot, np.random.default_rng(seed), height)[100, 95:105].min() for seed in range(12))) for height in (24, 240)]
+    blurred = [min((photo_faults(dot, np.random.default_rng(seed), height)[100, 95:105].min() for seed in range(12)))
+               for height in (24, 240)]
     assert blurred[1] < blurred[0]  # a blur of 0.9 px is 9 px where symbols are 240 px high
 
 
-@pytest.mark.parametrize("wrong, message", [(dict(scale=9), "scale=9"), (dict(scale="x"), "scale"), (dict(pen=0.01), "pen=0.01"), (dict(slant=-0.7), "slant=-0.7"), (dict(slant="x"), "slant"), (dict(paper="torn"), "ruled or squared"),
-                                            (dict(ink_colour="inky"), "no colour 'inky'"), (dict(paper_colour="#12"), "no colour")])
+@pytest.mark.parametrize("wrong, message", [
+    (dict(scale=9), "scale=9"),
+    (dict(scale="x"), "scale"),
+    (dict(pen=0.01), "pen=0.01"),
+    (dict(slant=-0.7), "slant=-0.7"),
+    (dict(slant="x"), "slant"),
+    (dict(paper="torn"), "ruled or squared"),
+    (dict(ink_colour="inky"), "no colour 'inky'"),
+    (dict(paper_colour="#12"), "no colour"),
+])
 def test_looks_that_cannot_be(wrong, message):
     with pytest.raises(FormulaGanError, match=message): Look(**wrong)
 

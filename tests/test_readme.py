@@ -1,4 +1,5 @@
-"""README.md: generated from nbs/index.ipynb, its commands are real, its links lead somewhere, its main job does what it says."""
+"""README.md: generated from nbs/index.ipynb, its commands are real, its links lead somewhere, its main job does what it
+says."""
 import ast
 import importlib.util
 import os
@@ -20,7 +21,8 @@ spec.loader.exec_module(readme)
 
 
 def test_is_generated_from_index():
-    assert readme.to_readme(nbformat.read(readme.INDEX, 4)) == README, "change nbs/index.ipynb, then run python .ci/readme.py --run"
+    generated = readme.to_readme(nbformat.read(readme.INDEX, 4))
+    assert generated == README, "change nbs/index.ipynb, then run python .ci/readme.py --run"
 
 
 def test_its_table_is_that_of_the_artifacts(monkeypatch):
@@ -32,7 +34,8 @@ def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert len(links) > 10
     anchors = {"#" + title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", README, re.M)}
-    assert [link for link in links if not link.startswith("http") and link not in anchors and not (ROOT / link).exists()] == []
+    local = [link for link in links if not link.startswith("http") and link not in anchors]
+    assert [link for link in local if not (ROOT / link).exists()] == []
 
 
 def test_lists_every_notebook():
@@ -55,7 +58,8 @@ def test_extras_exist():
     from configparser import ConfigParser
     settings = ConfigParser()
     settings.read(ROOT / "settings.ini")
-    assert set(re.findall(r"\.\[(\w+)\]", README)) <= {key.removesuffix("_requirements") for key in settings["DEFAULT"] if key.endswith("_requirements")}
+    extras = {key.removesuffix("_requirements") for key in settings["DEFAULT"] if key.endswith("_requirements")}
+    assert set(re.findall(r"\.\[(\w+)\]", README)) <= extras
 
 
 def test_further_commands_parse():
@@ -75,7 +79,8 @@ def test_further_commands_parse():
 def test_ci_runs_the_test_commands_as_they_stand():
     "The lines of .ci/run that take the block out of README take exactly that block."
     script = (ROOT / ".ci" / "run").read_text()
-    extract = next(line for line in script.splitlines() if line.startswith("sed ") and "README.md" in line).split(" > ")[0]
+    line = next(line for line in script.splitlines() if line.startswith("sed ") and "README.md" in line)
+    extract = line.split(" > ")[0]
     done = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == BLOCKS[1]
     assert 'bash -euo pipefail "$work/commands"' in script
@@ -83,7 +88,8 @@ def test_ci_runs_the_test_commands_as_they_stand():
 
 def snapshot(folder):
     "Every file that git would see, by content."
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=folder, capture_output=True, text=True).stdout.split("\0")
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    names = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.split("\0")
     return {name: (folder / name).read_bytes() for name in names if name and (folder / name).is_file()}
 
 
@@ -91,14 +97,16 @@ def test_main_job(clean_environment, tmp_path):
     "README's first command, after its installation, in a copy of the checkout: a table row, pictures, nothing changed."
     import shutil
     copy = tmp_path / "formula_gan"
-    ignored = shutil.ignore_patterns(".git", ".venv", "cache", "__pycache__", ".pytest_cache", "*.egg-info", "build", "dist")
+    ignored = shutil.ignore_patterns(".git", ".venv", "cache", "__pycache__", ".pytest_cache", "*.egg-info",
+                                     "build", "dist")
     shutil.copytree(ROOT, copy, ignore=ignored)
     subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
     before = snapshot(copy)
     assert "nbs/10_ablation.ipynb" in before
     words = shlex.split(BLOCKS[0].splitlines()[3])
     environment = {**clean_environment, "PYTHONPATH": str(copy)}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=copy, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, "-m", *words], cwd=copy, env=environment, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert snapshot(copy) == before, "running the main job changes the checkout"
     cells = nbformat.read(copy / words[2], 4).cells

@@ -19,13 +19,16 @@ from test_scans import page  # the same ink as a page
 def novice(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("recognizer") / "r.safetensors"
-    save_recognizer(Recognizer(Vocab.crohme(), RecognizerConfig(layers=1, growth=4, hidden=16, embedding=16)), path, profile="laptop")
+    save_recognizer(Recognizer(Vocab.crohme(), RecognizerConfig(layers=1, growth=4, hidden=16, embedding=16)), path,
+                    profile="laptop")
     return path
 
 
 def test_recognize(page, novice):
     reading = recognize(1 - page, novice, beam_size=2)
-    assert isinstance(reading, Reading) and 0 < reading.score < 1 and all(t in Vocab.crohme() for t in reading.latex.split())
+    assert isinstance(reading, Reading)
+    assert 0 < reading.score < 1
+    assert all(t in Vocab.crohme() for t in reading.latex.split())
     assert reading == recognize(page, novice, beam_size=2)
     with pytest.raises(FormulaGanError, match="no recognizer 'none'"): recognize(page, "none")
 
@@ -40,7 +43,9 @@ def test_shipped_recognizer_reads_print():
 def test_command(page, novice, tmp_path, capsys):
     Image.fromarray(np.uint8(255 * page)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
-    a, b, options = str(tmp_path / "a.png"), str(tmp_path / "b.png"), ["--recognizer", str(novice), "--beam-size", "1"]
+    a = str(tmp_path / "a.png")
+    b = str(tmp_path / "b.png")
+    options = ["--recognizer", str(novice), "--beam-size", "1"]
     assert cli.main(["recognize", a, *options]) == 0
     path, score, latex = capsys.readouterr().out.rstrip("\n").split("\t")
     assert path == a and 0 < float(score) < 1 and latex == recognize(a, novice, 1).latex
@@ -82,11 +87,16 @@ def test_the_packaged_one_flags_a_page_of_two_lines(tmp_path, capsys):
     two[10:10 + line.shape[0], 10:10 + line.shape[1]] = line
     two[-10 - second.shape[0]:-10, 10:10 + second.shape[1]] = second
     (tmp_path / "deep").mkdir()
-    for name, picture in (("a.png", line), ("deep/b.png", two)): Image.fromarray(np.uint8(255 - 255 * np.pad(picture, 8))).save(tmp_path / name)
+    for name, picture in (("a.png", line), ("deep/b.png", two)):
+        Image.fromarray(np.uint8(255 - 255 * np.pad(picture, 8))).save(tmp_path / name)
     assert cli.main(["recognize", str(tmp_path), "--json"]) == 0
     shown = capsys.readouterr()
     one, other = map(json.loads, shown.out.splitlines())
     assert one["file"].endswith("a.png") and one["latex"] == "a + b = c" and one["complete"] and one["unread"] < 0.12
-    assert other["file"].endswith("b.png") and not other["complete"] and other["unread"] > 0.12 and "of the ink is not in the reading" in shown.err
+    assert other["file"].endswith("b.png")
+    assert not other["complete"]
+    assert other["unread"] > 0.12
+    assert "of the ink is not in the reading" in shown.err
     (tmp_path / "empty").mkdir()
-    assert cli.main(["recognize", str(tmp_path / "empty")]) == 2 and "is a folder: name the images in it" in capsys.readouterr().err
+    assert cli.main(["recognize", str(tmp_path / "empty")]) == 2
+    assert "is a folder: name the images in it" in capsys.readouterr().err

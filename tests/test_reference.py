@@ -39,13 +39,16 @@ def names(function):
 @pytest.mark.parametrize("name", fg.__all__)
 def test_signature_and_docstring(name):
     "What the page shows is Python, has the arguments that the name takes, and says what it is."
-    value, [node] = getattr(fg, name), ast.parse(PARTS[name]).body
+    value = getattr(fg, name)
+    [node] = ast.parse(PARTS[name]).body
     assert ast.get_docstring(node) == inspect.getdoc(value)
     if isinstance(node, ast.FunctionDef):
         assert names(node) == list(inspect.signature(value).parameters)
         return
     shown = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
-    own = {n for n, v in vars(value).items() if not n.startswith("_") and (inspect.isroutine(v) or isinstance(v, property))}
+    own = {n
+           for n, v in vars(value).items()
+           if not n.startswith("_") and (inspect.isroutine(v) or isinstance(v, property))}
     assert own == shown.keys() - {"__init__"}
     fields = [part.target.id for part in node.body if isinstance(part, ast.AnnAssign)]
     assert fields == list(getattr(value, "__dataclass_fields__", {}))

@@ -10,10 +10,21 @@ from formula_gan.rendering import (FONTS, Layout, RenderError, RenderStyle, draw
                                    sample_style, symbol_height, typeset, typeset_many)
 
 FORMULAS = [
-    r"x ^ { 2 } + \frac { a } { b }", r"\sum \limits _ { i = 1 } ^ { n } \sqrt { x _ { i } }", r"f ( x ) = \left( \frac { 1 } { 2 } \right)",
-    r"\left( \begin{matrix} 1 & 2 \\ 3 & 4 \\ 5 & 6 \\ 7 & 8 \end{matrix} \right)", r"\overline { a b c } \neq \vec { x }", r"\mathbb{R} \in \mathcal{F}",
-    r"\begin{array}{|c|c|} \hline a & b \\ \hline c & d \\ \hline \end{array}", r"\cancel{abc} - \boxed{x}", r"\overbrace{a+b+c+d+e}^{n} \xrightarrow{abc} \ldots",
-    r"\begin{cases} a \\ b \\ c \\ d \end{cases}", r"-", r".", r"\int _ { 0 } ^ { \infty } e ^ { - x } d x", r"\left| \frac { \frac 1 2 } { \frac 3 4 } \right|", r"\fcolorbox{red}{blue}{x}",
+    r"x ^ { 2 } + \frac { a } { b }",
+    r"\sum \limits _ { i = 1 } ^ { n } \sqrt { x _ { i } }",
+    r"f ( x ) = \left( \frac { 1 } { 2 } \right)",
+    r"\left( \begin{matrix} 1 & 2 \\ 3 & 4 \\ 5 & 6 \\ 7 & 8 \end{matrix} \right)",
+    r"\overline { a b c } \neq \vec { x }",
+    r"\mathbb{R} \in \mathcal{F}",
+    r"\begin{array}{|c|c|} \hline a & b \\ \hline c & d \\ \hline \end{array}",
+    r"\cancel{abc} - \boxed{x}",
+    r"\overbrace{a+b+c+d+e}^{n} \xrightarrow{abc} \ldots",
+    r"\begin{cases} a \\ b \\ c \\ d \end{cases}",
+    r"-",
+    r".",
+    r"\int _ { 0 } ^ { \infty } e ^ { - x } d x",
+    r"\left| \frac { \frac 1 2 } { \frac 3 4 } \right|",
+    r"\fcolorbox{red}{blue}{x}",
 ]
 
 
@@ -38,7 +49,8 @@ def test_the_box_of_the_layout_is_the_ink_on_the_image(latex, bold):
 
 @pytest.mark.parametrize("latex", FORMULAS)
 def test_glyphs_and_rules_account_for_all_ink(latex):
-    em, layout = 60, typeset(latex)
+    em = 60
+    layout = typeset(latex)
     image = draw(layout, em, 2)
     left_over = image > 0.02
     for x, y, width, height in [*boxes(layout), *boxes(layout, "rules")]:
@@ -52,10 +64,13 @@ def test_glyphs_and_rules_account_for_all_ink(latex):
 @pytest.mark.parametrize("latex", FORMULAS)
 def test_flattened_outlines_draw_what_the_typesetter_drew(latex):
     if "array" in latex or "boxed" in latex: pytest.skip("the width of these lines is in the typesetter's style sheet")
-    em, svg, layout = 50, rendering._ask_engine("typeset", latex, "", 0.0, True), typeset(latex)
+    em = 50
+    svg = rendering._ask_engine("typeset", latex, "", 0.0, True)
+    layout = typeset(latex)
     original = svg[svg.index("<g"):svg.rindex("</svg>")].replace("currentColor", "#000").replace('"blue"', '"none"')
     ours = draw(layout, em, 4)
-    theirs = draw_svg(f'<g transform="translate({4 - layout.left * em} {4 - layout.top * em}) scale({em / 1000})">{original}</g>', *ours.shape[::-1])
+    move = f"translate({4 - layout.left * em} {4 - layout.top * em}) scale({em / 1000})"
+    theirs = draw_svg(f'<g transform="{move}">{original}</g>', *ours.shape[::-1])
     assert np.abs(ours - theirs).max() < 0.3 and np.abs(ours - theirs).mean() < 2e-3
 
 
@@ -129,13 +144,22 @@ def test_bytes_do_not_depend_on_history_or_process():
     style = sample_style(5)
     first = render(FORMULAS[0], style.font, style.size, style.padding, style.spacing).tobytes()
     for latex in FORMULAS: render(latex)
-    for latex in (r"\def\frac{x}\frac", r"\label{a} x", r"\label{a} x", r"\newcommand{\foo}{x}\foo", r"\definecolor{q}{rgb}{1,0,0}\color{q}x"): render(latex)
+    for latex in (
+        r"\def\frac{x}\frac",
+        r"\label{a} x",
+        r"\label{a} x",
+        r"\newcommand{\foo}{x}\foo",
+        r"\definecolor{q}{rgb}{1,0,0}\color{q}x",
+    ):
+        render(latex)
     with pytest.raises(RenderError, match="foo"): render(r"\foo")
     assert render(FORMULAS[0], style.font, style.size, style.padding, style.spacing).tobytes() == first
     code = ("from formula_gan.rendering import *; import hashlib; s = sample_style(5); "
-            f"print(hashlib.sha256(render({FORMULAS[0]!r}, s.font, s.size, s.padding, s.spacing).tobytes()).hexdigest())")
+            f"image = render({FORMULAS[0]!r}, s.font, s.size, s.padding, s.spacing); "
+            "print(hashlib.sha256(image.tobytes()).hexdigest())")
     root = str(Path(rendering.__file__).parents[1])
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, check=True)
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                           env={**os.environ, "PYTHONPATH": root}, check=True)
     assert other.stdout.strip() == hashlib.sha256(first).hexdigest()
 
 
@@ -148,19 +172,37 @@ def test_layouts_are_small_and_picklable():
 
 def test_a_rule_is_drawn_and_a_strut_is_not():
     bar = typeset(r"\rule{2em}{.5em}")
-    assert not bar.glyphs and [(r.width, r.height) for r in bar.rules] == [(2, 0.5)] and (bar.width, bar.height) == (2, 0.5)
+    assert not bar.glyphs
+    assert [(r.width, r.height) for r in bar.rules] == [(2, 0.5)]
+    assert (bar.width, bar.height) == (2, 0.5)
     assert typeset(r"x\rule[.2em]{0pt}{2em}").height == typeset("x").height and not typeset(r"\colorbox{red}{x}").rules
 
 
 def test_unicode_is_drawn_as_its_latex():
-    for signs, latex in (("α + β ≤ γ ⋅ ∑ x²", r"\alpha + \beta \leq \gamma \cdot \sum x^2"), ("\ufeffx\u200b+\u00a0y\x0c", "x + y"), (r"\text{10 m²}", r"\text{10 m$^2$}")):
+    for signs, latex in (
+        ("α + β ≤ γ ⋅ ∑ x²", r"\alpha + \beta \leq \gamma \cdot \sum x^2"),
+        ("\ufeffx\u200b+\u00a0y\x0c", "x + y"),
+        (r"\text{10 m²}", r"\text{10 m$^2$}"),
+    ):
         assert typeset(signs) == typeset(latex)
 
 
 # --- errors
 
-@pytest.mark.parametrize("latex, bare", [("$x$", "x"), (" $$x$$ ", "x"), (r"\(x\)", "x"), (r"\[ x \]", "x"), ("a%b", "a"), ("$a$ % b", "a"), ("a%b\n+c", "a+c"), (r"a\%b", r"a\% b"), (r"50\\%b", r"50\\"), (r"\$5", r"\$ 5"),
-                                         (r"\text{if $x$}", r"\text{if $x$}"), (r"x \\ [y\]", None)])
+@pytest.mark.parametrize("latex, bare", [
+    ("$x$", "x"),
+    (" $$x$$ ", "x"),
+    (r"\(x\)", "x"),
+    (r"\[ x \]", "x"),
+    ("a%b", "a"),
+    ("$a$ % b", "a"),
+    ("a%b\n+c", "a+c"),
+    (r"a\%b", r"a\% b"),
+    (r"50\\%b", r"50\\"),
+    (r"\$5", r"\$ 5"),
+    (r"\text{if $x$}", r"\text{if $x$}"),
+    (r"x \\ [y\]", None),
+])
 def test_delimiters_and_comments_as_in_the_normal_form(latex, bare):
     if bare is None:
         with pytest.raises(RenderError): typeset(latex)
@@ -168,10 +210,28 @@ def test_delimiters_and_comments_as_in_the_normal_form(latex, bare):
 
 
 @pytest.mark.parametrize("latex, message", [
-    ("", "empty"), ("  \n", "empty"), (r"\, \phantom{x}", "no ink"), ("{ }", "no ink"), ("% a note", "empty"), (r"\frac{a", "Missing close brace"), ("x }", "close brace"),
-    (r"\nosuchthing", "nosuchthing"), ("a & b", "&"), (r"\href{http://a}{b}", "href"), (r"\require{html} x", "require"), ("a\x00b", "U[+]0000"),
-    ("a\ud800", "U[+]D800"), ("\N{GRINNING FACE}", "lacks"), ("x" * 1_000_000, "characters"), ("{" * 2000 + "x" + "}" * 2000, "deep"),
-    ("x^{" * 900 + "x" + "}" * 900, "deep"), (r"\def\a{\a\a}\a", "macro"), (None, "text"), (b"x", "text"), (r"a \hspace{1000000em} b", "px"), (r"\enclose{circle}{x}", "shape"),
+    ("", "empty"),
+    ("  \n", "empty"),
+    (r"\, \phantom{x}", "no ink"),
+    ("{ }", "no ink"),
+    ("% a note", "empty"),
+    (r"\frac{a", "Missing close brace"),
+    ("x }", "close brace"),
+    (r"\nosuchthing", "nosuchthing"),
+    ("a & b", "&"),
+    (r"\href{http://a}{b}", "href"),
+    (r"\require{html} x", "require"),
+    ("a\x00b", "U[+]0000"),
+    ("a\ud800", "U[+]D800"),
+    ("\N{GRINNING FACE}", "lacks"),
+    ("x" * 1_000_000, "characters"),
+    ("{" * 2000 + "x" + "}" * 2000, "deep"),
+    ("x^{" * 900 + "x" + "}" * 900, "deep"),
+    (r"\def\a{\a\a}\a", "macro"),
+    (None, "text"),
+    (b"x", "text"),
+    (r"a \hspace{1000000em} b", "px"),
+    (r"\enclose{circle}{x}", "shape"),
 ])
 def test_bad_formulas_are_one_line_errors_and_leave_a_working_engine(latex, message):
     start = time.time()
@@ -181,8 +241,20 @@ def test_bad_formulas_are_one_line_errors_and_leave_a_working_engine(latex, mess
     assert render("x").sum() > 0
 
 
-@pytest.mark.parametrize("arguments", [dict(font="comic"), dict(font=["a"]), dict(size=0), dict(size="big"), dict(size=float("nan")), dict(size=1e9), dict(padding=-1),
-                                       dict(padding=1.5), dict(padding=None), dict(spacing=-1), dict(spacing="wide"), dict(spacing=float("inf"))])
+@pytest.mark.parametrize("arguments", [
+    dict(font="comic"),
+    dict(font=["a"]),
+    dict(size=0),
+    dict(size="big"),
+    dict(size=float("nan")),
+    dict(size=1e9),
+    dict(padding=-1),
+    dict(padding=1.5),
+    dict(padding=None),
+    dict(spacing=-1),
+    dict(spacing="wide"),
+    dict(spacing=float("inf")),
+])
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(RenderError, match=next(iter(arguments))): render("x", **arguments)
 
@@ -199,7 +271,8 @@ def test_a_formula_that_hangs_is_stopped_and_the_next_one_is_set(monkeypatch):
 
 def test_a_machine_too_busy_to_answer_in_time_is_asked_again(monkeypatch):
     from py_mini_racer import JSTimeoutException
-    ready, asked = rendering._ready_engine, []
+    ready = rendering._ready_engine
+    asked = []
     def busy():
         asked.append(1)
         if len(asked) < 3: raise JSTimeoutException
@@ -273,8 +346,10 @@ def test_a_forked_process_is_told_instead_of_hanging():
 
 
 def test_importing_loads_neither_engine_nor_torch():
-    code = "import sys, formula_gan.rendering as r; assert r._engine is None; assert not {'torch', 'py_mini_racer', 'fastcore'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(Path(rendering.__file__).parents[1])})
+    code = ("import sys, formula_gan.rendering as r; assert r._engine is None; "
+            "assert not {'torch', 'py_mini_racer', 'fastcore'} & set(sys.modules)")
+    environment = {**os.environ, "PYTHONPATH": str(Path(rendering.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 # --- real data
@@ -284,7 +359,8 @@ def wikipedia():
     folder = os.environ.get("FORMULA_GAN_DATA")
     path = Path(folder or ".") / "wikipedia_formulas.txt.xz"
     if not folder or not path.is_file(): pytest.skip("FORMULA_GAN_DATA names no folder with wikipedia_formulas.txt.xz")
-    with lzma.open(path, "rt", encoding="utf-8") as lines: return random.Random(0).sample(lines.read().splitlines(), 5000)
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        return random.Random(0).sample(lines.read().splitlines(), 5000)
 
 
 @pytest.mark.real_data
@@ -311,7 +387,9 @@ def test_raw_wikipedia_formulas_are_accepted(wikipedia):
 @pytest.mark.real_data
 def test_images_per_second_of_one_core(wikipedia):
     typeset("x")
-    start, images = time.process_time(), [r for r in render_many(wikipedia[:300], workers=1, progress=False) if not isinstance(r, RenderError)]
+    start = time.process_time()
+    images = [r for r in render_many(wikipedia[:300], workers=1, progress=False) if not isinstance(r, RenderError)]
     rate = len(images) / (time.process_time() - start)
-    print(f"\n{rate:.0f} images per second of one core's time; 32 px per em, mean size {np.mean([i.size for i in images]):.0f} px")
+    size = np.mean([i.size for i in images])
+    print(f"\n{rate:.0f} images per second of one core's time; 32 px per em, mean size {size:.0f} px")
     assert rate > 40  # about 150 on an idle core; a shared one is slower

@@ -1,7 +1,7 @@
 """Whatever comes in, a result or one line of error comes out, in time and in memory.
 
-Limits, for every case: 10 seconds of processor time (the typesetter's own limit is 8), and 1 GB more than the process held before. Each group runs
-some hundred cases; `--slow` makes them 12,000 together.
+Limits, for every case: 10 seconds of processor time (the typesetter's own limit is 8), and 1 GB more than the process
+held before. Each group runs some hundred cases; `--slow` makes them 12,000 together.
 """
 import io
 import random
@@ -30,35 +30,72 @@ def run(cases, call, error):
     done = failed = 0
     for case in cases:
         started = time.process_time()
-        try: call(case); done += 1
+        try:
+            call(case)
+            done += 1
         except error as raised:
             failed += 1
             assert str(raised) and len(str(raised).splitlines()) == 1, (case, str(raised))
-        except Exception as raised: raise AssertionError(f"{type(raised).__name__}: {raised} for {str(case)[:300]!r}") from raised
+        except Exception as raised:
+            raise AssertionError(f"{type(raised).__name__}: {raised} for {str(case)[:300]!r}") from raised
         assert time.process_time() - started < SECONDS, f"{str(case)[:300]!r} took longer than {SECONDS} s"
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024 < MEGABYTES
     return done, failed
 
 
-BOMBS = [r"\def\a{\a\a}\a", r"\newcommand{\a}{\a}\a", r"\let\x=\x\x", "{" * 20_000, "{" * 300 + "x" + "}" * 300, "x^" * 3000, r"\sqrt" * 2000 + "x",
-         r"\left(" * 500, r"\frac{" * 400, "x_" + "{x_" * 400 + "}" * 400, "x" * 5_000_000, r"\begin{matrix}" * 200, "&" * 9000, r"\\" * 5000, "\x00", "x\x1b[31m",
-         "\ud800", "\u202e" * 50, "a\u0301" * 500, "$" * 1000, r"\hspace{1e999cm}x", r"\rule{1e9em}{1e9em}", r"\kern-1e9em x", r"\Huge" * 3000 + "x",
-         r"\text{" * 500, r"\unicode{x110000}", r"\href{javascript:alert(1)}{x}", r"\require{physics}x", r"\verb|x", "%" * 3000, r"\color{" + "r" * 9000 + "}x"]
+BOMBS = [
+    r"\def\a{\a\a}\a",
+    r"\newcommand{\a}{\a}\a",
+    r"\let\x=\x\x",
+    "{" * 20_000,
+    "{" * 300 + "x" + "}" * 300,
+    "x^" * 3000,
+    r"\sqrt" * 2000 + "x",
+    r"\left(" * 500,
+    r"\frac{" * 400,
+    "x_" + "{x_" * 400 + "}" * 400,
+    "x" * 5_000_000,
+    r"\begin{matrix}" * 200,
+    "&" * 9000,
+    r"\\" * 5000,
+    "\x00",
+    "x\x1b[31m",
+    "\ud800",
+    "\u202e" * 50,
+    "a\u0301" * 500,
+    "$" * 1000,
+    r"\hspace{1e999cm}x",
+    r"\rule{1e9em}{1e9em}",
+    r"\kern-1e9em x",
+    r"\Huge" * 3000 + "x",
+    r"\text{" * 500,
+    r"\unicode{x110000}",
+    r"\href{javascript:alert(1)}{x}",
+    r"\require{physics}x",
+    r"\verb|x",
+    "%" * 3000,
+    r"\color{" + "r" * 9000 + "}x",
+]
 
 
 def latex_cases(count, seed=0):
     "Bombs, soups of known words, formulas with bytes changed."
-    rng, words = random.Random(seed), sorted(COMMANDS) + sorted(SYMBOLS) + list("{}^_&$%#~") + [r"\\", r"\left", r"\right", r"\begin{array}{c}", r"\end{array}", "é", "\t"]
+    rng = random.Random(seed)
+    words = sorted(COMMANDS) + sorted(SYMBOLS) + list("{}^_&$%#~")
+    words += [r"\\", r"\left", r"\right", r"\begin{array}{c}", r"\end{array}", "é", "\t"]
     good = demo_formulas(50, seed)
     for number in range(count):
         kind = number % 3
         if kind == 0: yield " ".join(rng.choices(words, k=rng.randint(1, 40)))
-        elif kind == 1: yield "".join(chr(rng.choice((rng.randint(0, 0x7f), rng.randint(0x80, 0x10ffff)))) for _ in range(rng.randint(1, 60)))
+        elif kind == 1:
+            character = lambda: chr(rng.choice((rng.randint(0, 0x7f), rng.randint(0x80, 0x10ffff))))
+            yield "".join(character() for _ in range(rng.randint(1, 60)))
         else:
             text = list(rng.choice(good))
             for _ in range(rng.randint(1, 3)):
                 place = rng.randrange(len(text))
-                text[place:place + rng.randint(0, 3)] = rng.choice(["", "{", "}", "^", "_", "\\", "\\frac", "\x07", text[place] * 3])
+                written = rng.choice(["", "{", "}", "^", "_", "\\", "\\frac", "\x07", text[place] * 3])
+                text[place:place + rng.randint(0, 3)] = written
                 if not text: text = ["x"]
             yield "".join(text)
 
@@ -81,22 +118,52 @@ def test_latex_to_print(few):
     assert done > 10 and failed > 50
 
 
+def billion_laughs():
+    "Entities of ten entities each, ten deep."
+    entities = [b'<!ENTITY b "bbbbbbbbbb">']
+    for i in range(10): entities.append(b'<!ENTITY b%d "%s">' % (i, b"&b%d;" % (i - 1) * 10 if i else b"&b;" * 10))
+    return b"<!DOCTYPE a [" + b"".join(entities) + b"]><ink>&b9;</ink>"
+
+
 def inkml_cases(count, seed=0):
     "Bombs, then documents with bytes changed, points replaced, parts doubled or cut."
     trace = "<ink><trace id='0'>%s</trace></ink>"
-    yield from (b"", b"<ink/>", b"\xff\xfe<ink/>", b"<html/>", b"<ink><trace/></ink>", b"\x00" * 1000, b"<ink>" * 50_000, b"<ink " + b"a='1' " * 20_000 + b"/>",
-                b'<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb">' + b"".join(b'<!ENTITY b%d "%s">' % (i, b"&b%d;" % (i - 1) * 10 if i else b"&b;" * 10) for i in range(10)) + b"]><ink>&b9;</ink>",
-                b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><ink/>')
-    yield from ((trace % points).encode() for points in (
-        "nan nan, 1 1", "inf 0, 1 1", "1e308 1e308, -1e308 -1e308", "1e7 1e7, -1e7 -1e7", "0 0, 1e-300 1e-300", "1", "1 2 3 4 5, 6", ",,,,", "0 0", "0 0, 0 0",
-        ", ".join(f"{i} {i % 7}" for i in range(100_000))))
-    good = write_inkml(Ink("i", (np.array([[0, 0], [5, 9], [3, 2]], "float32"), np.array([[7, 1]], "float32")), "x", "w"))
+    yield from (
+        b"",
+        b"<ink/>",
+        b"\xff\xfe<ink/>",
+        b"<html/>",
+        b"<ink><trace/></ink>",
+        b"\x00" * 1000,
+        b"<ink>" * 50_000,
+        b"<ink " + b"a='1' " * 20_000 + b"/>",
+        billion_laughs(),
+        b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><ink/>',
+    )
+    for points in (
+        "nan nan, 1 1",
+        "inf 0, 1 1",
+        "1e308 1e308, -1e308 -1e308",
+        "1e7 1e7, -1e7 -1e7",
+        "0 0, 1e-300 1e-300",
+        "1",
+        "1 2 3 4 5, 6",
+        ",,,,",
+        "0 0",
+        "0 0, 0 0",
+        ", ".join(f"{i} {i % 7}" for i in range(100_000)),
+    ):
+        yield (trace % points).encode()
+    strokes = (np.array([[0, 0], [5, 9], [3, 2]], "float32"), np.array([[7, 1]], "float32"))
+    good = write_inkml(Ink("i", strokes, "x", "w"))
     rng = random.Random(seed)
     for number in range(count):
         data = bytearray(good)
         for _ in range(rng.randint(1, 5)):
             place = rng.randrange(len(data))
-            data[place:place + rng.choice((0, 1, 1, 20))] = rng.choice((b"", bytes([rng.randrange(256)]), b"nan", b"1e99", b"-", data[place:place + 30]))
+            part = data[place:place + 30]
+            written = rng.choice((b"", bytes([rng.randrange(256)]), b"nan", b"1e99", b"-", part))
+            data[place:place + rng.choice((0, 1, 1, 20))] = written
         yield bytes(data)
 
 
@@ -111,8 +178,10 @@ def test_inkml_to_ink(few):
 
 def image_cases(count, seed=0):
     "Files cut short or with bytes changed, and arrays of any type and shape."
-    rng, numbers = random.Random(seed), np.random.default_rng(seed)
-    page = np.uint8(255 - 255 * np.pad(rasterize(Ink("i", (np.array([[0, 0], [5, 9], [3, 2], [20, 4]], "float32"),)), height=40), 6))
+    rng = random.Random(seed)
+    numbers = np.random.default_rng(seed)
+    ink = Ink("i", (np.array([[0, 0], [5, 9], [3, 2], [20, 4]], "float32"),))
+    page = np.uint8(255 - 255 * np.pad(rasterize(ink, height=40), 6))
     files = []
     for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"):
         content = io.BytesIO()
@@ -120,9 +189,18 @@ def image_cases(count, seed=0):
         files.append(content.getvalue())
     for number in range(count):
         if number % 3 == 0:
-            shape = rng.choice(((rng.randint(1, 60), rng.randint(1, 60)), (rng.randint(1, 9), 3000), (rng.randint(1, 30), rng.randint(1, 30), rng.choice((1, 2, 3, 4, 5))), (1,), ()))
-            array = numbers.normal(0, rng.choice((1, 100, 1e20)), shape).astype(rng.choice(("float32", "float64", "uint8", "int16", "bool", "uint16", "complex64", "float16")), casting="unsafe")
-            yield np.where(numbers.random(shape) < 0.9, array[(0,) * array.ndim], array) if rng.random() < 0.5 else array
+            shape = rng.choice((
+                (rng.randint(1, 60), rng.randint(1, 60)),
+                (rng.randint(1, 9), 3000),
+                (rng.randint(1, 30), rng.randint(1, 30), rng.choice((1, 2, 3, 4, 5))),
+                (1,),
+                (),
+            ))
+            array = numbers.normal(0, rng.choice((1, 100, 1e20)), shape)
+            kinds = ("float32", "float64", "uint8", "int16", "bool", "uint16", "complex64", "float16")
+            array = array.astype(rng.choice(kinds), casting="unsafe")
+            if rng.random() < 0.5: array = np.where(numbers.random(shape) < 0.9, array[(0,) * array.ndim], array)
+            yield array
             continue
         data = bytearray(rng.choice(files))
         if number % 3 == 1: data = data[:rng.randrange(len(data))]

@@ -133,7 +133,8 @@ def test_fused_and_plain_give_the_same_gradients():
 
 
 def test_attention_starts_as_the_identity():
-    layer, x = SelfAttention(32), torch.randn(2, 32, 4, 6)
+    layer = SelfAttention(32)
+    x = torch.randn(2, 32, 4, 6)
     assert torch.equal(layer(x), x)
     layer(x).square().sum().backward()
     assert layer.gamma.grad.abs() > 0
@@ -155,8 +156,8 @@ def test_attention_ignores_padding(limit, dtype, grad):
 
 
 def test_attention_memory_is_linear():
-    """40,000 positions, of which the scores alone would be 6.4 GB (sliced), and 10,000 with a gradient (0.4 GB, fused). The layer is
-    not in channels_last, so that the kernel is handed the least convenient memory order."""
+    """40,000 positions, of which the scores alone would be 6.4 GB (sliced), and 10,000 with a gradient (0.4 GB, fused).
+    The layer is not in channels_last, so that the kernel is handed the least convenient memory order."""
     program = """if True:
         import resource, torch
         from formula_gan.sagan import SelfAttention
@@ -198,14 +199,17 @@ def test_norm_gradients(with_mask, channels_last):
     mask = some_mask() if with_mask else torch.ones(3, 1, 6, 8)
     x = (torch.randn(3, 4, 6, 8) + 1) * mask
     if channels_last: x = x.to(memory_format=torch.channels_last)
-    inputs, weight = [x, torch.rand(3, 4) + 0.5, torch.randn(3, 4)], torch.randn(3, 4, 6, 8)
+    inputs = [x, torch.rand(3, 4) + 0.5, torch.randn(3, 4)]
+    weight = torch.randn(3, 4, 6, 8)
     results = []
-    for function in (lambda *i: NormReLU.apply(*i, mask if with_mask else None, 1e-5)[0], lambda *i: norm_relu_plain(*i, mask)):
+    fused = lambda *i: NormReLU.apply(*i, mask if with_mask else None, 1e-5)[0]
+    plain = lambda *i: norm_relu_plain(*i, mask)
+    for function in (fused, plain):
         leaves = [t.clone().requires_grad_() for t in inputs]
         y = function(*leaves)
         (y * weight).sum().backward()
         results.append([y.detach(), leaves[0].grad * mask, leaves[1].grad, leaves[2].grad])
-    for ours, plain in zip(*results): torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-4)
+    for ours, wanted in zip(*results): torch.testing.assert_close(ours, wanted, atol=2e-5, rtol=1e-4)
 
 
 def test_padding_stays_out_of_the_statistics():
@@ -225,11 +229,13 @@ def test_statistics_follow_with_torchs_momentum():
     ours, theirs = BatchNormReLU(4), torch.nn.BatchNorm2d(4)
     for _ in range(3):
         x = torch.randn(2, 4, 5, 5) * 3 + 1
-        torch.testing.assert_close(ours(x, torch.ones(2, 4), torch.zeros(2, 4)), F.relu(theirs(x)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours(x, torch.ones(2, 4), torch.zeros(2, 4)), F.relu(theirs(x)), atol=1e-5,
+                                   rtol=1e-4)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     x = torch.randn(2, 4, 5, 5)
-    torch.testing.assert_close(ours.eval()(x, torch.ones(2, 4), torch.zeros(2, 4)), F.relu(theirs.eval()(x)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.eval()(x, torch.ones(2, 4), torch.zeros(2, 4)), F.relu(theirs.eval()(x)), atol=1e-5,
+                               rtol=1e-4)
 
 
 @pytest.mark.parametrize("fold", [1, 2])
@@ -247,7 +253,8 @@ def test_gain_is_near_one_at_the_start(fold):
 # ---- blocks
 
 def test_upsampling_folded_into_the_convolution():
-    layer, x = UpsampleConv(6, 4).eval(), torch.randn(2, 6, 3, 5)
+    layer = UpsampleConv(6, 4).eval()
+    x = torch.randn(2, 6, 3, 5)
     torch.testing.assert_close(layer(x), layer.conv(F.interpolate(x, scale_factor=2)), atol=1e-5, rtol=1e-4)
     assert "taps" not in " ".join(layer.state_dict())
 
@@ -299,8 +306,8 @@ def test_generator_ignores_padding_and_company(height, width, bottom, right, ski
 
 @pytest.mark.parametrize("skip, fold", [(False, 1), (True, 1), (True, 2)])
 def test_padding_does_not_change_generator_training(skip, fold):
-    """Images and statistics in every draw; gradients in most of them, since a ReLU's input that is nearly 0 may round to either side of it,
-    which moves the gradient of that draw by up to a percent."""
+    """Images and statistics in every draw; gradients in most of them, since a ReLU's input that is nearly 0 may round
+    to either side of it, which moves the gradient of that draw by up to a percent."""
     moved = []
     for draw in range(5):
         torch.manual_seed(draw)
@@ -312,10 +319,14 @@ def test_padding_does_not_change_generator_training(skip, fold):
             wide, mask = padded(x, bottom, right)
             y = model(wide, z, c, mask)[:, :, :37, :53]
             y.square().mean().backward()
-            results.append([y.detach(), model.norm.running_var, torch.cat([p.grad.flatten() for p in model.parameters()])])
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+            results.append([y.detach(), model.norm.running_var, gradient])
         moved.append([((a - b).norm() / a.norm()).item() for a, b in zip(*results)])
     images, statistics, gradients = zip(*moved)
-    assert max(images) < 2e-3 and max(statistics) < 2e-3 and sorted(gradients)[2] < 2e-3 and max(gradients) < 0.05, moved
+    assert max(images) < 2e-3, moved
+    assert max(statistics) < 2e-3, moved
+    assert sorted(gradients)[2] < 2e-3, moved
+    assert max(gradients) < 0.05, moved
 
 
 @pytest.mark.parametrize("skip, fold", [(False, 1), (True, 2)])
@@ -371,12 +382,14 @@ def test_logit_ignores_padding_and_company(height, width, bottom, right, trainin
     wide, mask = padded(x, bottom, right)
     with torch.no_grad():
         alone = discriminator(x, c)
-        both = discriminator(torch.cat([wide, torch.rand_like(wide)]), torch.tensor([1, 0]), torch.cat([mask, torch.ones_like(mask)]))
+        both = discriminator(torch.cat([wide, torch.rand_like(wide)]), torch.tensor([1, 0]),
+                             torch.cat([mask, torch.ones_like(mask)]))
     assert both.shape == (2,) and abs(alone[0] - both[0]) < 1e-4
 
 
 def test_projection_is_per_sample():
-    "The released code's discriminator stays at a loss of 2 here: stripes with the right class against the same with the wrong one."
+    """The released code's discriminator stays at a loss of 2 here: stripes with the right class against the same with
+    the wrong one."""
     c = torch.arange(16) % 2
     rows = (torch.arange(32).view(1, 1, 32, 1) + torch.arange(16).view(16, 1, 1, 1)).div(4, rounding_mode="floor")
     stripes = rows.remainder(2).float().expand(-1, 1, 32, 32)
@@ -396,7 +409,8 @@ def test_logit_is_a_mean_over_the_image():
         for layer in (block.conv1, block.conv2):
             with torch.no_grad(): layer.parametrizations.weight.original[:, :, :, [0, 2]] = 0
     x = torch.rand(1, 1, 32, 32)
-    torch.testing.assert_close(discriminator(x, torch.tensor([0])), discriminator(torch.cat([x, x], 3), torch.tensor([0])))
+    torch.testing.assert_close(discriminator(x, torch.tensor([0])),
+                               discriminator(torch.cat([x, x], 3), torch.tensor([0])))
 
 
 def test_gain_multiplies_the_logit():
@@ -485,9 +499,11 @@ def test_nothing_beyond_the_border_is_rewarded():
 
 
 def test_weights_are_by_ink_of_image_or_source():
-    discriminator, c = Discriminator(8, cells=True), torch.tensor([1])
+    discriminator = Discriminator(8, cells=True)
+    c = torch.tensor([1])
     x, near = torch.zeros(1, 1, 64, 96), torch.zeros(1, 1, 64, 96)
-    x[..., 5, 5], near[..., 40, 90] = 0.2, 1
+    x[..., 5, 5] = 0.2
+    near[..., 40, 90] = 1
     weights = lambda *a: [w for _, w in discriminator.verdicts(*a)]
     assert all((w == torch.tensor(0.05)).all() for w in weights(x, c))  # 0.2 is no ink
     x[..., 5, 5] = 0.9
@@ -522,7 +538,8 @@ def test_cell_weights_cell_by_cell(size, reach):
 @pytest.mark.parametrize("reach", [1, 3])
 def test_a_generator_writes_near_its_source_only(reach):
     torch.manual_seed(0)
-    generator, x = Generator(4, reach=reach).eval(), torch.zeros(1, 1, 32, 48)
+    generator = Generator(4, reach=reach).eval()
+    x = torch.zeros(1, 1, 32, 48)
     x[..., 10:12, 20] = 1
     with torch.no_grad(): y = generator(x, torch.randn(1, 120), torch.tensor([1]), torch.ones_like(x))
     assert (y[..., 10 - reach:12 + reach, 20 - reach:21 + reach] > 0).all()
@@ -549,7 +566,8 @@ def test_verdicts_learn_where():
     x = torch.zeros(2, 1, 64, 64)
     x[:, 0, 12:18, 12:18] = x[:, 0, 44:50, 44:50] = 1
     x[1, 0, 12:18, 14:16] = 0
-    discriminator, c = Discriminator(8, attention=False, cells=True, gain=8), torch.zeros(1, dtype=torch.int64)
+    discriminator = Discriminator(8, attention=False, cells=True, gain=8)
+    c = torch.zeros(1, dtype=torch.int64)
     optimizer = torch.optim.Adam(discriminator.parameters(), 2e-3, betas=(0.5, 0.999))
     for _ in range(60):
         loss = hinge_discriminator_cells(discriminator.verdicts(x[:1], c), discriminator.verdicts(x[1:], c))
@@ -637,7 +655,8 @@ def test_gradients_are_finite(autocast, limit, fold, monkeypatch):
         loss = loss + hinge_discriminator_cells(discriminator.verdicts(x, c, mask), verdicts)
     assert fake.dtype == logits.dtype == loss.dtype == torch.float32
     loss.backward()
-    for p in [*generator.parameters(), *discriminator.parameters()]: assert p.grad is not None and p.grad.isfinite().all()
+    for p in [*generator.parameters(), *discriminator.parameters()]:
+        assert p.grad is not None and p.grad.isfinite().all()
     assert all(b.isfinite().all() for b in generator.buffers())
 
 
@@ -655,7 +674,8 @@ def test_bfloat16_points_the_same_way():
 def test_an_image_that_is_all_padding_is_harmless():
     x, mask, c = torch.rand(2, 1, 16, 16), torch.ones(2, 1, 16, 16), torch.tensor([0, 1])
     mask[1] = 0
-    assert Generator(8)(x, torch.randn(2, 120), c, mask).isfinite().all() and Discriminator(8)(x, c, mask).isfinite().all()
+    assert Generator(8)(x, torch.randn(2, 120), c, mask).isfinite().all()
+    assert Discriminator(8)(x, c, mask).isfinite().all()
     assert hinge_generator_cells(Discriminator(8, cells=True).verdicts(x, c, mask)).isfinite()
 
 
@@ -713,8 +733,8 @@ def test_losses_are_equations_1_and_2():
     (lambda: Generator(8, fold=0), "fold"),
     (lambda: Discriminator(8, fold=1.5), "fold"),
     (lambda: Discriminator(8).verdicts(torch.rand(1, 1, 16, 16), torch.tensor([0])), "cells=True"),
-    (lambda: Discriminator(8, cells=True).verdicts(torch.rand(1, 1, 16, 16), torch.tensor([0]), near=torch.rand(1, 1, 16, 8)),
-     "near"),
+    (lambda: Discriminator(8, cells=True).verdicts(torch.rand(1, 1, 16, 16), torch.tensor([0]),
+                                                   near=torch.rand(1, 1, 16, 8)), "near"),
 ])
 def test_errors_name_the_thing(call, word):
     with pytest.raises(FormulaGanError, match=word) as caught: call()

@@ -10,12 +10,18 @@ from PIL import Image
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import draw_ink, oracle_heights
 from formula_gan.ink import Ink, rasterize
-from formula_gan.scans import (dark_margin, drop_frame, drop_rules, find_ink, has_light_ink, paper_level, pen_width, prepare_image, read_test_set,
-                               thicken)
+from formula_gan.scans import (dark_margin, drop_frame, drop_rules, find_ink, has_light_ink, paper_level, pen_width,
+                               prepare_image, read_test_set, thicken)
 
 LAPTOP = get_profile("laptop")
 INK = Ink("xx=", tuple(np.array(s, "float32") for s in (
-    [[0, 0], [8, 12]], [[8, 0], [0, 12]], [[14, 0], [22, 12]], [[22, 0], [14, 12]], [[28, 4], [38, 4]], [[28, 8], [38, 8]])))
+    [[0, 0], [8, 12]],
+    [[8, 0], [0, 12]],
+    [[14, 0], [22, 12]],
+    [[22, 0], [14, 12]],
+    [[28, 4], [38, 4]],
+    [[28, 8], [38, 8]],
+)))
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +52,33 @@ def kinds(page):
     "The same picture in other shapes, types, modes, polarities."
     gray = np.uint8(255 - 255 * page)
     black, picture = Image.fromarray(255 - gray), Image.fromarray(gray)
-    clear = Image.new("RGBA", picture.size, (0, 0, 0, 0)); clear.putalpha(black)
-    white = Image.new("LA", picture.size, (255, 0)); white.putalpha(black)
-    return {"float": 1 - page, "inverted": page, "uint8": gray, "bool": page < 0.5, "uint16": np.uint16(gray) * 257, "int64": gray.astype("int64"),
-            "negative": -page, "torch": torch.from_numpy(1 - page)[None], "rgb": np.repeat(gray[..., None], 3, 2), "rgb float": np.repeat((1 - page)[..., None], 3, 2),
-            "one channel": gray[..., None], "L": picture, "inverted L": black, "RGB": picture.convert("RGB"), "P": picture.convert("P"), "CMYK": picture.convert("CMYK"),
-            "1": picture.convert("1", dither=Image.Dither.NONE), "I;16": Image.fromarray(np.uint16(gray) * 256), "F": picture.convert("F"), "dark on nothing": clear, "white on nothing": white}
+    clear = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    clear.putalpha(black)
+    white = Image.new("LA", picture.size, (255, 0))
+    white.putalpha(black)
+    return {
+        "float": 1 - page,
+        "inverted": page,
+        "uint8": gray,
+        "bool": page < 0.5,
+        "uint16": np.uint16(gray) * 257,
+        "int64": gray.astype("int64"),
+        "negative": -page,
+        "torch": torch.from_numpy(1 - page)[None],
+        "rgb": np.repeat(gray[..., None], 3, 2),
+        "rgb float": np.repeat((1 - page)[..., None], 3, 2),
+        "one channel": gray[..., None],
+        "L": picture,
+        "inverted L": black,
+        "RGB": picture.convert("RGB"),
+        "P": picture.convert("P"),
+        "CMYK": picture.convert("CMYK"),
+        "1": picture.convert("1", dither=Image.Dither.NONE),
+        "I;16": Image.fromarray(np.uint16(gray) * 256),
+        "F": picture.convert("F"),
+        "dark on nothing": clear,
+        "white on nothing": white,
+    }
 
 
 def test_any_kind_of_picture(page, expected):
@@ -65,10 +92,12 @@ def test_files(page, expected, tmp_path):
     for name in ("a.png", "a.jpg", "a.bmp", "a.gif", "a.tif", "a.webp", "a.ppm"):
         picture.save(tmp_path / name)
         assert alike(prepare_image(tmp_path / name, LAPTOP), expected, exact=name not in ("a.jpg", "a.webp")), name
-    turned, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    for file in (Image.open(tmp_path / "turned.jpg"), io.BytesIO((tmp_path / "turned.jpg").read_bytes())): assert alike(prepare_image(file, LAPTOP), expected)
+    for file in (Image.open(tmp_path / "turned.jpg"), io.BytesIO((tmp_path / "turned.jpg").read_bytes())):
+        assert alike(prepare_image(file, LAPTOP), expected)
     half = (tmp_path / "a.png").read_bytes()[:-40]
     for file in (io.BytesIO(half), Image.open(io.BytesIO(half))):
         with pytest.raises(FormulaGanError, match="not a? ?whole"): prepare_image(file, LAPTOP)
@@ -85,9 +114,18 @@ def test_shadow_noise_and_specks(page, expected):
 
 
 @pytest.mark.parametrize("picture, message", [
-    (np.zeros((20, 20)), "no ink"), (np.full((20, 20), 3), "no ink"), (np.full((20, 20), np.nan), "NaN"), (np.zeros((2, 2, 2)), "array"), (np.zeros(5), "array"),
-    (np.array([["a"]]), "array"), (None, "array"), (np.zeros((0, 4)), "px"), (np.broadcast_to(np.uint8(0), (2**14, 2**13)), "Mpx"), ("none.png", "none.png: no such file"),
-    (__file__, "not a whole image")])
+    (np.zeros((20, 20)), "no ink"),
+    (np.full((20, 20), 3), "no ink"),
+    (np.full((20, 20), np.nan), "NaN"),
+    (np.zeros((2, 2, 2)), "array"),
+    (np.zeros(5), "array"),
+    (np.array([["a"]]), "array"),
+    (None, "array"),
+    (np.zeros((0, 4)), "px"),
+    (np.broadcast_to(np.uint8(0), (2**14, 2**13)), "Mpx"),
+    ("none.png", "none.png: no such file"),
+    (__file__, "not a whole image"),
+])
 def test_what_is_no_picture(picture, message):
     with pytest.raises(FormulaGanError, match=message): prepare_image(picture, LAPTOP)
 
@@ -100,7 +138,8 @@ def test_a_gigapixel_is_refused_before_it_is_decoded(tmp_path):
     import zlib
     head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
     (tmp_path / "giga.png").write_bytes(head)
-    with pytest.raises(FormulaGanError, match="giga.png has more than 64 Mpx"): prepare_image(tmp_path / "giga.png", LAPTOP)
+    with pytest.raises(FormulaGanError, match="giga.png has more than 64 Mpx"):
+        prepare_image(tmp_path / "giga.png", LAPTOP)
 
 
 @pytest.mark.parametrize("angle", [0, 30, 45, 80, 90, 150])
@@ -147,7 +186,8 @@ def test_what_is_no_frame(page):
 @pytest.mark.parametrize("thickness, gap", [(1, 0), (5, 0), (2, 6)])
 def test_part_of_a_frame_is_left_out(page, expected, sides, thickness, gap):
     "Along some sides, and rules that end only where the picture does."
-    picture, line = np.pad(page, 20), slice(gap, gap + thickness)
+    picture = np.pad(page, 20)
+    line = slice(gap, gap + thickness)
     for turn, side in enumerate("trbl"):
         if side in sides: np.rot90(picture, turn)[line] = 0.9
     assert alike(prepare_image(1 - 0.8 * picture, LAPTOP), expected)
@@ -174,10 +214,18 @@ def bars_of_formulas():
     fraction = np.vstack([a, gap, bar, gap, a])
     root = np.pad(np.vstack([bar, gap, a]), ((0, 0), (14, 4)))
     root[:4] = root[:, 10:14] = root[30:, :14:8] = 1
-    upright = np.pad(np.hstack([np.ones((64, 4), "float32"), np.pad(a, ((12, 12), (14, 14))), np.ones((64, 4), "float32")]), 0)
+    stroke = np.ones((64, 4), "float32")
+    upright = np.hstack([stroke, np.pad(a, ((12, 12), (14, 14))), stroke])
     low = np.pad(np.hstack([np.zeros((40, 20), "float32"), a[20:].repeat(2, 0)]), 0)
-    return {"fraction": fraction, "root": root, "letter with a bar": np.vstack([bar, gap, a]), "absolute value": upright, "equals": np.vstack([bar, gap, bar]),
-            "one": np.hstack([np.ones((40, 4), "float32"), low]), "under a bar": np.vstack([a, gap, bar])}
+    return {
+        "fraction": fraction,
+        "root": root,
+        "letter with a bar": np.vstack([bar, gap, a]),
+        "absolute value": upright,
+        "equals": np.vstack([bar, gap, bar]),
+        "one": np.hstack([np.ones((40, 4), "float32"), low]),
+        "under a bar": np.vstack([a, gap, bar]),
+    }
 
 
 @pytest.mark.parametrize("name", list(bars_of_formulas()))
@@ -219,7 +267,11 @@ def test_images_by_path(ink, tmp_path):
     Image.fromarray(np.pad(drawn, 9)).save(tmp_path / "white_on_black.bmp")
     Image.fromarray(255 - np.pad(drawn, 9)).save(tmp_path / "black_on_white.png")
     Image.fromarray(np.zeros((20, 20), "uint8")).save(tmp_path / "blank.png")
-    (tmp_path / "labels.tsv").write_text("image\tfont\tlatex\nwhite_on_black\tx\ta b\nblack_on_white.png\tx\ta b\nblank.png\tx\tc\nlost.png\tx\td\n")
+    (tmp_path / "labels.tsv").write_text("image\tfont\tlatex\n"
+                                         "white_on_black\tx\ta b\n"
+                                         "black_on_white.png\tx\ta b\n"
+                                         "blank.png\tx\tc\n"
+                                         "lost.png\tx\td\n")
     test_set = read_test_set(tmp_path, progress=False)
     for sizing in ("symbol", "height", "symbol-oracle"):
         profile = get_profile("laptop", sizing=sizing, workers=1)
@@ -227,7 +279,8 @@ def test_images_by_path(ink, tmp_path):
         assert len(images) == 2 and (images[0] == images[1]).all() and images.tokens == ["a b"] * 2
         if sizing == "height": assert images.shapes[0, 0] == 128
         if sizing == "symbol-oracle": assert images.shapes[0, 0] == oracle_heights(["a b"], profile)[0]
-        if sizing == "symbol": assert abs(images.shapes[0, 1] / drawn.shape[1] - 1) < 0.4  # about the size it was drawn at
+        if sizing == "symbol":
+            assert abs(images.shapes[0, 1] / drawn.shape[1] - 1) < 0.4  # about the size it was drawn at
     assert test_set.skipped == [("lost", "its caption has no file")] and len(test_set.items) == 3
     huge = Image.fromarray(np.kron(np.pad(255 - drawn, 9, constant_values=255), np.ones((30, 30), "uint8")))
     assert prepare_image(huge, get_profile("laptop", symbol_height=600)).size <= 640_000
@@ -253,7 +306,8 @@ def test_captions_find_files_by_folder_and_name(tmp_path):
         (tmp_path / "caption.txt").write_text("".join(f"{line}\n" for line in lines))
         found = read_test_set(tmp_path, progress=False)
         return {name: truth for name, truth, _ in found.items}, [name for name, _ in found.skipped]
-    assert truths("a/1\tx", "./b/1.png\ty", "f.1\tz", "2\tw") == ({"a/1.png": "x", "b/1.png": "y", "f.1.png": "z", "deep/er/2.png": "w"}, [])
+    found = {"a/1.png": "x", "b/1.png": "y", "f.1.png": "z", "deep/er/2.png": "w"}
+    assert truths("a/1\tx", "./b/1.png\ty", "f.1\tz", "2\tw") == (found, [])
     assert truths("c/2\tw", "d/3\tx") == ({"deep/er/2.png": "w"}, ["a/1.png", "b/1.png", "d/3", "f.1.png"])
     with pytest.raises(FormulaGanError, match="2 files for the one caption of 1"): truths("1\tx")
     with pytest.raises(FormulaGanError, match="two captions of f.1"): truths("f.1\tx", "f.1.png\ty")
@@ -276,4 +330,7 @@ def test_own_sets_are_test_sets(tmp_path, format):
 def test_pictures_with_a_number_find_their_formula(tmp_path):
     (tmp_path / "caption.txt").write_text("18_em_0\tx\n18_em_1\ty\n")
     for name in ("18_em_0_0", "18_em_1_0"): Image.new("L", (9, 9), 255).save(tmp_path / f"{name}.bmp")
-    assert [(name, truth) for name, truth, _ in read_test_set(tmp_path, progress=False).items] == [("18_em_0_0.bmp", "x"), ("18_em_1_0.bmp", "y")]
+    assert [(name, truth) for name, truth, _ in read_test_set(tmp_path, progress=False).items] == [
+        ("18_em_0_0.bmp", "x"),
+        ("18_em_1_0.bmp", "y"),
+    ]

@@ -29,24 +29,29 @@ def generator():
 def test_every_image_is_written_once_with_its_label(generator, prints):
     written = handwrite(generator, prints, PROFILE, seed=1, progress=False)
     assert written.tokens == prints.tokens and written.domain == HANDWRITTEN
-    assert [e["number"] for e in written.extra] == list(range(12)) and written.extra[3]["font"] == "mathit" and written.extra[3]["seed"] == 1
+    assert [e["number"] for e in written.extra] == list(range(12))
+    assert written.extra[3]["font"] == "mathit"
+    assert written.extra[3]["seed"] == 1
 
 
 def test_an_image_does_not_depend_on_its_batch(generator, prints):
     together = handwrite(generator, prints, PROFILE, seed=1, progress=False)
     first = handwrite(generator, prints.subset(range(5)), PROFILE, seed=1, progress=False)
-    for i in range(5): assert together[i].shape == first[i].shape and np.abs(together[i].astype(int) - first[i]).max() <= 1
+    for i in range(5):
+        assert together[i].shape == first[i].shape and np.abs(together[i].astype(int) - first[i]).max() <= 1
 
 
 def test_noise_is_by_seed_and_number():
     assert torch.equal(noise(0, [7, 2], 16)[1], noise(0, [2], 16)[0])
-    assert not torch.equal(noise(0, [2], 16), noise(1, [2], 16)) and not torch.equal(noise(0, [2], 16), noise(0, [3], 16))
+    assert not torch.equal(noise(0, [2], 16), noise(1, [2], 16))
+    assert not torch.equal(noise(0, [2], 16), noise(0, [3], 16))
     many = noise(0, range(400), 16)
     assert abs(float(many.mean())) < 0.05 and abs(float(many.std()) - 1) < 0.05
 
 
 def test_trimming_keeps_all_ink():
-    canvas = np.zeros((60, 90), "uint8"); canvas[20:31, 40:56] = 255
+    canvas = np.zeros((60, 90), "uint8")
+    canvas[20:31, 40:56] = 255
     cut = trim(canvas, (40, 70), PROFILE)
     assert cut.astype(int).sum() == canvas.astype(int).sum() and cut.shape == (13, 18)
     assert trim(np.zeros((60, 90), "uint8"), (40, 70), PROFILE).shape == (1, 1)  # nothing written is still an image
@@ -60,12 +65,15 @@ def test_shipped_generator_writes_what_was_printed():
     generator = load_generator()
     profile = replace(trained_profile(generator), workers=1, precision="fp32")
     prints, _ = print_images(["x ^ { 2 } + 1", "\\frac { a } { b }"], profile, seed=0, progress=False)
-    assert generator.facts["row"] == "7, 24 px" and generator.facts["symbol_height"] == 24 and "CC BY-NC-SA" in generator.facts["licence"]
+    assert generator.facts["row"] == "7, 24 px"
+    assert generator.facts["symbol_height"] == 24
+    assert "CC BY-NC-SA" in generator.facts["licence"]
     written = handwrite(generator, prints, profile, 0, "cpu", False)
     for n in range(2):
         h, w = np.minimum(written[n].shape, prints[n].shape)
         assert max(abs(np.subtract(written[n].shape, prints[n].shape))) <= 12 and written.domain == HANDWRITTEN
-        assert 0.3 < np.corrcoef(written[n][:h, :w].ravel(), prints[n][:h, :w].ravel())[0, 1] < 0.999  # readable, and not a copy
+        # readable, and not a copy
+        assert 0.3 < np.corrcoef(written[n][:h, :w].ravel(), prints[n][:h, :w].ravel())[0, 1] < 0.999
 
 
 def test_a_generator_of_loosened_print_is_given_such_print():
@@ -74,4 +82,5 @@ def test_a_generator_of_loosened_print_is_given_such_print():
     items = [plan_item([r"\frac{a+b}{c}"], style, 2, 0) for style in range(2)]
     plain, bent, again = (print_items(items, profile)[0] for profile in (straight, loose, loose))
     assert all((bent[n] == again[n]).all() for n in range(2))
-    assert all(bent[n].shape != plain[n].shape or (bent[n] != plain[n]).any() for n in range(2)) and bent.tokens == plain.tokens
+    assert all(bent[n].shape != plain[n].shape or (bent[n] != plain[n]).any() for n in range(2))
+    assert bent.tokens == plain.tokens

@@ -1,4 +1,5 @@
-"""`synthesize`: every format read back by a reader of its own, the same bytes whatever the sharding, and after a kill."""
+"""`synthesize`: every format read back by a reader of its own, the same bytes whatever the sharding, and after a
+kill."""
 import io
 import json
 import os
@@ -77,7 +78,7 @@ def test_webdataset(whole):
 def test_a_manifest_line_makes_the_image_again(whole, generator):
     line = list(read_manifest(whole))[70]
     item = plan_item(FORMULAS, 70, 4, 0)
-    assert (item.number, item.style, item.font, item.spacing, item.item_seed) == tuple(line[k] for k in ("number", "style", "font", "spacing", "item_seed"))
+    for name in ("number", "style", "font", "spacing", "item_seed"): assert getattr(item, name) == line[name]
     assert line["weights"] == synthesis.weights_digest(generator) and line["seed"] == 0
 
 
@@ -106,7 +107,8 @@ def test_finished_shards_are_not_made_again(whole, generator, monkeypatch):
 
 
 def test_time_is_kept_and_the_next_calls_go_on(whole, generator, tmp_path):
-    out, brought = tmp_path / "out", []
+    out = tmp_path / "out"
+    brought = []
     for _ in range(4): brought.append(make(generator, out, max_minutes=1e-9))
     assert [(made.shards, made.found, made.left) for made in brought] == [(1, 0, 2), (1, 1, 1), (1, 2, 0), (0, 3, 0)]
     assert contents(out) == contents(whole)
@@ -141,11 +143,13 @@ def test_processes_at_once_make_the_same_bytes(whole, generator, tmp_path):
 
 def test_values_of_other_types(generator, tmp_path):
     "What numpy, pandas and command lines hand over; items that are no text are skipped and stay valid JSON."
-    made = synthesize(["x", float("nan"), None, b"y"], tmp_path / "out", generator, np.int64(1), np.int64(3), shard_size=64.0, scale="1", device="cpu", progress=False)
+    made = synthesize(["x", float("nan"), None, b"y"], tmp_path / "out", generator, np.int64(1), np.int64(3),
+                      shard_size=64.0, scale="1", device="cpu", progress=False)
     assert made.written == 1 and [number for number, _, _ in made.skipped] == [1, 2, 3]
     for path in (tmp_path / "out").rglob("*.json*"): assert "NaN" not in path.read_text()
     for wrong in (dict(styles=1.5), dict(seed="x"), dict(scale=float("nan")), dict(workers=0), dict(shard_size=None)):
-        with pytest.raises(FormulaGanError, match=next(iter(wrong))): synthesize(["x"], tmp_path / "none", generator, device="cpu", **wrong)
+        with pytest.raises(FormulaGanError, match=next(iter(wrong))):
+            synthesize(["x"], tmp_path / "none", generator, device="cpu", **wrong)
     with pytest.raises(FormulaGanError, match="list"): synthesize(tmp_path / "f.txt", tmp_path / "none", generator)
     assert not (tmp_path / "none").exists()
 
@@ -165,22 +169,30 @@ def read_captions(archive, folder, images):
 
 @pytest.mark.parametrize("reader", ["comer", "bttr", "ical"])
 def test_captions_as_recognisers_read_them(generator, tmp_path, reader):
-    "The folder as it is in CoMER's zip; with the small change that the notebook describes in BTTR's, and in the folder of ICAL and TAMER."
-    out, path = tmp_path / "out", tmp_path / "data.zip"
+    """The folder as it is in CoMER's zip; with the small change that the notebook describes in BTTR's, and in the
+    folder of ICAL and TAMER."""
+    out = tmp_path / "out"
+    path = tmp_path / "data.zip"
     synthesize(BROKEN, out, generator, 1, format="captions", device="cpu", progress=False)
-    if reader == "bttr": (out / "caption.txt").rename(out / "img" / "caption.txt"); (out / "img").rename(out / "train")
+    if reader == "bttr":
+        (out / "caption.txt").rename(out / "img" / "caption.txt")
+        (out / "img").rename(out / "train")
     if reader == "ical":
-        images = {n: np.asarray(Image.open(out / f"img/{n}.bmp")) for n, *_ in map(str.split, open(out / "caption.txt"))}
-        samples = [(images[name], symbols) for name, *symbols in map(str.split, (out / "caption.txt").read_text().splitlines())]
+        captions = [line.split() for line in (out / "caption.txt").read_text().splitlines()]
+        samples = [(np.asarray(Image.open(out / f"img/{name}.bmp")), symbols) for name, *symbols in captions]
     else:
+        inside, folder, images = {
+            "comer": ("data/train", "data/train", "data/train/img"),
+            "bttr": ("", "train", "train"),
+        }[reader]
         with zipfile.ZipFile(path, "w") as archive:
-            for file in out.rglob("*"): archive.write(file, str(file.relative_to(out) if reader == "bttr" else "data/train" / file.relative_to(out)))
-        with zipfile.ZipFile(path) as archive:
-            samples = read_captions(archive, "train", "train") if reader == "bttr" else read_captions(archive, "data/train", "data/train/img")
+            for file in out.rglob("*"): archive.write(file, str(inside / file.relative_to(out)))
+        with zipfile.ZipFile(path) as archive: samples = read_captions(archive, folder, images)
     assert [symbols for _, symbols in samples] == [normalize(BROKEN[0]).split(), normalize(BROKEN[3]).split()]
     for image, _ in samples:
         pixels = np.asarray(image)
-        assert pixels.dtype == np.uint8 and pixels.ndim == 2 and set(np.unique(pixels)) == {0, 255} and pixels[0].max() == 0  # white ink on black
+        assert pixels.dtype == np.uint8 and pixels.ndim == 2
+        assert set(np.unique(pixels)) == {0, 255} and pixels[0].max() == 0  # white ink on black
 
 
 def test_imagefolder(generator, tmp_path):
@@ -196,7 +208,8 @@ def test_webdataset_library(whole):
     webdataset = pytest.importorskip("webdataset")
     shards = sorted(whole.glob("shard-*.tar"))
     pngs = {k: s["png"] for p in shards for k, s in read_tar(p.read_bytes()).items()}
-    rows = list(webdataset.WebDataset([str(p) for p in shards], shardshuffle=False).decode("l8").to_tuple("__key__", "png", "json"))
+    rows = list(webdataset.WebDataset([str(p) for p in shards],
+                                      shardshuffle=False).decode("l8").to_tuple("__key__", "png", "json"))
     assert [row[2] for row in rows] == list(read_manifest(whole))
     assert all(np.array_equal(image, np.asarray(Image.open(io.BytesIO(pngs[key])))) for key, image, _ in rows)
 
@@ -205,21 +218,31 @@ def test_datasets_library(generator, whole, tmp_path):
     "Hugging Face's loader finds every image of every shard, with all fields of its line."
     datasets = pytest.importorskip("datasets")
     make(generator, tmp_path / "out", format="imagefolder")
-    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train",
+                                 cache_dir=str(tmp_path / "cache"))
     lines = {line["key"]: line for line in read_manifest(tmp_path / "out")}
     assert len(rows) == 132 and {row["key"] for row in rows} == set(lines)
     for row in rows:
         line = lines[row["key"]]
-        assert {k: row[k] for k in ("latex", "tokens", "font", "size", "item_seed", "file")} == {k: line[k] for k in ("latex", "tokens", "font", "size", "item_seed", "file")}
-        assert row["image"].mode == "L" and np.array_equal(np.asarray(row["image"]), np.asarray(Image.open(tmp_path / "out" / line["file"])))
+        for name in ("latex", "tokens", "font", "size", "item_seed", "file"): assert row[name] == line[name]
+        assert row["image"].mode == "L"
+        assert np.array_equal(np.asarray(row["image"]), np.asarray(Image.open(tmp_path / "out" / line["file"])))
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(format="inkml"), "pen strokes"), (dict(format="zip"), "webdataset"), (dict(shard="0/2"), "3/16"), (dict(shard="3/2"), "3/16"),
-    (dict(styles=0), "styles"), (dict(shard_size=100), "multiple of 64"), (dict(min_score=2), "min_score"), (dict(scale=0), "scale"),
-    (dict(generator="no.safetensors"), "no.safetensors")])
+    (dict(format="inkml"), "pen strokes"),
+    (dict(format="zip"), "webdataset"),
+    (dict(shard="0/2"), "3/16"),
+    (dict(shard="3/2"), "3/16"),
+    (dict(styles=0), "styles"),
+    (dict(shard_size=100), "multiple of 64"),
+    (dict(min_score=2), "min_score"),
+    (dict(scale=0), "scale"),
+    (dict(generator="no.safetensors"), "no.safetensors"),
+])
 def test_impossible_arguments(generator, tmp_path, options, message):
-    with pytest.raises(FormulaGanError, match=message): synthesize(["x"], tmp_path / "out", **{"generator": generator, "progress": False, **options})
+    with pytest.raises(FormulaGanError, match=message):
+        synthesize(["x"], tmp_path / "out", **{"generator": generator, "progress": False, **options})
     assert not (tmp_path / "out").exists()
 
 
@@ -234,7 +257,8 @@ def test_two_sets_do_not_mix(whole, generator, tmp_path):
 
 @pytest.mark.parametrize("format", synthesis.FORMATS)
 def test_a_full_disk_keeps_what_is_whole(generator, tmp_path, monkeypatch, format):
-    "In the second of three shards; the message counts what is kept, nothing else is left, and the same call goes on to the same bytes."
+    """In the second of three shards; the message counts what is kept, nothing else is left, and the same call goes on
+    to the same bytes."""
     write = synthesis.encode_image
     def full(image, kind, count=[0]):
         count[0] += 1
@@ -242,10 +266,13 @@ def test_a_full_disk_keeps_what_is_whole(generator, tmp_path, monkeypatch, forma
         return write(image, kind)
     out = tmp_path / "out"
     monkeypatch.setattr(synthesis, "encode_image", full)
-    with pytest.raises(FormulaGanError, match="No space left on device; 1 finished shards are kept: make room"): make(generator, out, format=format)
+    with pytest.raises(FormulaGanError, match="No space left on device; 1 finished shards are kept: make room"):
+        make(generator, out, format=format)
     monkeypatch.undo()
     names = {path.split(".")[0] for path in contents(out)}
-    assert "manifest/shard-00000" in names and not any("shard-00001" in name for name in names) and not list(out.glob(".*"))
+    assert "manifest/shard-00000" in names
+    assert not any("shard-00001" in name for name in names)
+    assert not list(out.glob(".*"))
     assert make(generator, out, format=format).found == 1
     make(generator, tmp_path / "undisturbed", format=format)
     assert contents(out) == contents(tmp_path / "undisturbed")
@@ -262,7 +289,9 @@ def test_a_limit_on_files_is_a_full_disk(generator, tmp_path):
     try:
         with pytest.raises(FormulaGanError, match="File too large; 1 finished shards are kept: make room"): call("out")
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list((tmp_path / "out").glob(".*")) and call("out").found == 1 and contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert not list((tmp_path / "out").glob(".*"))
+    assert call("out").found == 1
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 def test_a_place_that_is_no_folder(generator, tmp_path):
@@ -273,10 +302,12 @@ def test_a_place_that_is_no_folder(generator, tmp_path):
 
 def test_the_filter_drops_and_counts(generator, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    save_recognizer(Recognizer(Vocab.crohme(), RecognizerConfig(layers=1, growth=4, hidden=16, embedding=16)), tmp_path / "r.safetensors", profile="demo")
+    save_recognizer(Recognizer(Vocab.crohme(), RecognizerConfig(layers=1, growth=4, hidden=16, embedding=16)),
+                    tmp_path / "r.safetensors", profile="demo")
     def read(model, images, profile, beam_size, device):
         "Every second image rightly, the last of four without confidence."
-        return [Hypothesis(t.split() if i % 2 == 0 else ["?"], -3.0 if i % 4 == 3 else -0.1) for i, t in enumerate(images.tokens)]
+        return [Hypothesis(t.split() if i % 2 == 0 else ["?"], -3.0 if i % 4 == 3 else -0.1)
+                for i, t in enumerate(images.tokens)]
     monkeypatch.setattr(synthesis, "read_back", read)
     options = dict(recognizer=tmp_path / "r.safetensors", device="cpu", progress=False)
     counted = synthesize(FORMULAS[:8], tmp_path / "all", generator, **options)
@@ -285,18 +316,23 @@ def test_the_filter_drops_and_counts(generator, tmp_path, monkeypatch):
     assert (kept.written, kept.dropped, kept.skipped) == (4, {"score": 2, "reading": 2}, [])
     lines = list(read_manifest(tmp_path / "kept"))
     assert [line.get("skipped") for line in lines] == [None, "reading", None, "score"] * 2
-    assert lines[1]["reading"] == "?" and lines[0]["score"] == pytest.approx(np.exp(-0.1), abs=1e-3) and "file" not in lines[1]
+    assert lines[1]["reading"] == "?"
+    assert lines[0]["score"] == pytest.approx(np.exp(-0.1), abs=1e-3)
+    assert "file" not in lines[1]
     assert len(read_tar((tmp_path / "kept" / "shard-00000.tar").read_bytes())) == 4
     assert Vocab.crohme().to_list().count(r"\partial") == 0
-    strange = synthesize(["x", r"\partial", r"\partial x", "y"], tmp_path / "strange", generator, min_score=0.5, exact=True, **options)
-    assert (strange.written, strange.dropped) == (2, {"vocabulary": 1, "score": 1})  # the third was read rightly by this reader
+    strange = synthesize(["x", r"\partial", r"\partial x", "y"], tmp_path / "strange", generator, min_score=0.5,
+                         exact=True, **options)
+    # the third was read rightly by this reader
+    assert (strange.written, strange.dropped) == (2, {"vocabulary": 1, "score": 1})
 
 
 def test_a_wide_formula_is_written_as_a_whole(tmp_path, monkeypatch):
     "Every part of a wide image carries the ink of its part of the print; one that would be too large is listed."
     assert writing.LARGEST_AREA == 2_560_000
     monkeypatch.setattr(writing, "LARGEST_AREA", 320_000)
-    made = synthesize([" + ".join(["x ^ { 2 }"] * n) for n in (24, 100)], tmp_path / "out", device="cpu", progress=False)
+    formulas = [" + ".join(["x ^ { 2 }"] * n) for n in (24, 100)]
+    made = synthesize(formulas, tmp_path / "out", device="cpu", progress=False)
     assert made.written == 1 and "more than 320,000" in made.skipped[0][2]
     line, = (line for line in read_manifest(tmp_path / "out") if "skipped" not in line)
     content = read_tar((tmp_path / "out" / "shard-00000.tar").read_bytes())[line["key"]]["png"]
@@ -322,11 +358,14 @@ def dies(function, step, count=[0]):
 
 def run(step):
     "Die at the step-th change of the disk; 135 is between a shard's renaming and its manifest's."
-    os.replace, os.mkdir, tarfile.TarFile.addfile = (dies(f, step) for f in (os.replace, os.mkdir, tarfile.TarFile.addfile))
+    os.replace = dies(os.replace, step)
+    os.mkdir = dies(os.mkdir, step)
+    tarfile.TarFile.addfile = dies(tarfile.TarFile.addfile, step)
     torch.manual_seed(0)
     generator = Generator(8)
     generator.facts = {"profile": "demo", "licence": "none"}
-    synthesize([rf"x_{{{i}}} + \alpha" for i in range(33)], out, generator, 4, shard_size=64, device="cpu", progress=False)
+    formulas = [rf"x_{{{i}}} + \alpha" for i in range(33)]
+    synthesize(formulas, out, generator, 4, shard_size=64, device="cpu", progress=False)
 
 killed = 0
 for number in range(times + 1):
@@ -347,19 +386,29 @@ assert status == 0 and killed >= min(times, 2), (status, killed)
 
 @pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path, clean_environment, times):
-    "Each run goes on where the killed one stopped; the last one ends with the bytes of an undisturbed run, and nothing else in the folder."
-    for out, kills in (("out", times), ("undisturbed", 0)):  # both with one thread: weights and images depend on the number
-        done = subprocess.run([sys.executable, "-c", KILL, tmp_path / out, str(kills)], env={**clean_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1200)
+    """Each run goes on where the killed one stopped; the last one ends with the bytes of an undisturbed run, and
+    nothing else in the folder."""
+    # both with one thread: weights and images depend on the number
+    for out, kills in (("out", times), ("undisturbed", 0)):
+        done = subprocess.run([sys.executable, "-c", KILL, tmp_path / out, str(kills)],
+                              env={**clean_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                              timeout=1200)
         assert done.returncode == 0, done.stderr[-2000:]
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed") and len(list((tmp_path / "out").glob("*.tar"))) == 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 3
 
 
 # summaries
 
 def test_summary_counts_what_is_there(whole, generator, tmp_path):
     summary = summarize_set(whole)
-    assert (summary["items"], summary["share"], summary["images"], summary["formulas"], summary["left_out"], summary["read"]) == (132, 1, 132, 33, 0, 0)
-    assert set(summary) | {"source"} == set(SUMMARY_COLUMNS) and summary["exact_percent"] is None and summary["tokens_median"] == 8
+    assert summary["items"] == summary["images"] == 132
+    assert summary["share"] == 1
+    assert summary["formulas"] == 33
+    assert summary["left_out"] == summary["read"] == 0
+    assert set(summary) | {"source"} == set(SUMMARY_COLUMNS)
+    assert summary["exact_percent"] is None
+    assert summary["tokens_median"] == 8
     make(generator, tmp_path / "part", shard="1/3")
     assert summarize_set(tmp_path / "part")["share"] == round(64 / 132, 4)
     synthesize(BROKEN, tmp_path / "broken", generator, device="cpu", progress=False)
@@ -372,7 +421,8 @@ def test_summary_counts_what_is_there(whole, generator, tmp_path):
 def test_every_format_shows_its_pictures(whole, generator, tmp_path, format):
     make(generator, tmp_path / "set", format=format, shard="1/3")
     for line, same in [*zip(read_manifest(tmp_path / "set"), read_manifest(whole))][:5]:
-        picture, tar = (np.asarray(open_written(*place).convert("L")) for place in ((tmp_path / "set", line), (whole, same)))
+        picture = np.asarray(open_written(tmp_path / "set", line).convert("L"))
+        tar = np.asarray(open_written(whole, same).convert("L"))
         assert np.array_equal(picture, np.where(tar > 127, 255, 0) if format == "captions" else tar)
     gallery = set_gallery(tmp_path / "set", count=2, columns=1)
     assert gallery.mode == "L" and gallery.height > 2 * 20
@@ -381,22 +431,32 @@ def test_every_format_shows_its_pictures(whole, generator, tmp_path, format):
 def test_thresholds_count_what_was_read(whole, tmp_path):
     with pytest.raises(FormulaGanError, match="give `synthesize` a recogniser"): score_thresholds(whole)
     shutil.copytree(whole, tmp_path / "set")
-    lines = [line | {"score": 0.4 + 0.5 * (n % 2), "reading": line["tokens"] if n % 4 == 1 else "wrong"} for n, line in enumerate(read_manifest(whole))]
+    lines = [line | {"score": 0.4 + 0.5 * (n % 2), "reading": line["tokens"] if n % 4 == 1 else "wrong"}
+             for n, line in enumerate(read_manifest(whole))]
     for path in (tmp_path / "set" / "manifest").glob("*"): path.unlink()
     (tmp_path / "set" / "manifest" / "shard-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = score_thresholds(tmp_path / "set").set_index("min_score")
-    assert table.loc[0].tolist() == [132, 100, 25, 100] and table.loc[0.5].tolist() == table.loc[0.9].tolist() == [66, 50, 50, 100]
-    assert table.loc[0.95, "kept"] == 0 and table.loc[0.95].isna()["exact_percent"] and table.loc[0.95, "exact_kept_percent"] == 0
+    assert table.loc[0].tolist() == [132, 100, 25, 100]
+    assert table.loc[0.5].tolist() == table.loc[0.9].tolist() == [66, 50, 50, 100]
+    assert table.loc[0.95, "kept"] == 0
+    assert table.loc[0.95].isna()["exact_percent"]
+    assert table.loc[0.95, "exact_kept_percent"] == 0
     some, more = (readback_sheet(tmp_path / "set", count) for count in (2, 4))
     assert some.mode == "L" and more.height > some.height
 
 
-@pytest.mark.parametrize("format, library", [("captions", "PIL"), ("webdataset", "webdataset"), ("imagefolder", "datasets")])
+@pytest.mark.parametrize("format, library", [
+    ("captions", "PIL"),
+    ("webdataset", "webdataset"),
+    ("imagefolder", "datasets"),
+])
 def test_readme_says_what_is_there_and_how_to_load_it(generator, tmp_path, format, library):
     out = tmp_path / "set"
     synthesize([*FORMULAS, r"\frac{1}{"], out, generator, format=format, shard_size=64, device="cpu", progress=False)
     text = (out / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("---\n") and "| images | 33 |" in text and "| formulas that could not be written | 1 |" in text
+    assert text.startswith("---\n")
+    assert "| images | 33 |" in text
+    assert "| formulas that could not be written | 1 |" in text
     pytest.importorskip(library)
     code = text.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
@@ -406,11 +466,15 @@ def test_readme_says_what_is_there_and_how_to_load_it(generator, tmp_path, forma
 
 def test_dictionary_and_vocabulary(generator, tmp_path):
     formulas = ["x + 1", r"\nabla f", r"x ^ { 2 }"]
-    made = synthesize(formulas, tmp_path / "all", generator, format="captions", shard_size=64, device="cpu", progress=False)
+    made = synthesize(formulas, tmp_path / "all", generator, format="captions", shard_size=64, device="cpu",
+                      progress=False)
     assert made.written == 3
     tokens = (tmp_path / "all" / "dictionary.txt").read_text(encoding="utf-8").split()
     assert tokens == sorted({t for f in formulas for t in normalize(f).split()})
-    made = synthesize(formulas, tmp_path / "crohme", generator, format="captions", shard_size=64, device="cpu", progress=False, vocabulary="crohme")
-    assert made.written == 2 and [(latex, r"\nabla" in reason) for _, latex, reason in made.skipped] == [(r"\nabla f", True)]
+    made = synthesize(formulas, tmp_path / "crohme", generator, format="captions", shard_size=64, device="cpu",
+                      progress=False, vocabulary="crohme")
+    assert made.written == 2
+    assert [(latex, r"\nabla" in reason) for _, latex, reason in made.skipped] == [(r"\nabla f", True)]
     assert r"\nabla" not in (tmp_path / "crohme" / "dictionary.txt").read_text(encoding="utf-8")
-    with pytest.raises(FormulaGanError, match="vocabulary"): synthesize(formulas, tmp_path / "none", generator, vocabulary="mine", progress=False)
+    with pytest.raises(FormulaGanError, match="vocabulary"):
+        synthesize(formulas, tmp_path / "none", generator, vocabulary="mine", progress=False)

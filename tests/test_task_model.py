@@ -13,7 +13,8 @@ from formula_gan.task_model import (THREE_SIZES, Cells, Encoder, Hypothesis, Rec
                                     count_runaways, load_recognizer, save_recognizer)
 from formula_gan.tokenizer import END, PAD, START, Vocab
 
-SMALL = dict(layers=2, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=12, coverage_channels=4, coverage_kernel=5)
+SMALL = dict(layers=2, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=12, coverage_channels=4,
+             coverage_kernel=5)
 SYMBOLS = ["a", "b", "+", "^", "{", "}"]
 
 
@@ -22,10 +23,12 @@ def make(seed=0, symbols=SYMBOLS, sharp=1.0, **changes):
     model = Recognizer(Vocab.from_tokens([symbols]), RecognizerConfig(**{**SMALL, **changes}))
     for module in model.modules():  # statistics and gains as after training, so that masks matter
         if isinstance(module, torch.nn.BatchNorm1d):
-            module.running_mean.normal_(0, 0.5); module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 2)
             torch.nn.init.normal_(module.bias, 0.3)
     with torch.no_grad():
-        for weight in (model.decoder.ask.weight_ih, model.decoder.ask.weight_hh, model.decoder.out.weight): weight *= 4 * sharp
+        for weight in (model.decoder.ask.weight_ih, model.decoder.ask.weight_hh, model.decoder.out.weight):
+            weight *= 4 * sharp
         for attend in model.decoder.attend: attend.score.weight *= 8
     return model.eval()
 
@@ -37,7 +40,8 @@ def images(sizes, height, width, seed=0):
     x, mask = torch.rand(len(sizes), 1, height, width), torch.zeros(len(sizes), 1, height, width)
     for n, image in enumerate(drawn):
         h, w = image.shape
-        x[n, 0, :h, :w], mask[n, 0, :h, :w] = image, 1
+        x[n, 0, :h, :w] = image
+        mask[n, 0, :h, :w] = 1
     return x, mask
 
 
@@ -76,7 +80,8 @@ def test_batch_statistics_leave_padding_out():
         model = make(dropout=0.0).train()
         loss = model.loss(*images(SIZES, height, width), some_ids(model.vocab, [3, 5, 1, 4]))
         loss.backward()
-        results.append([loss.detach(), *(p.grad for p in model.parameters()), *(b.clone().float() for b in model.buffers())])
+        gradients = [p.grad for p in model.parameters()]
+        results.append([loss.detach(), *gradients, *(b.clone().float() for b in model.buffers())])
     assert all(torch.allclose(a, b, atol=2e-4, rtol=1e-3) for a, b in zip(*results))
 
 
@@ -119,7 +124,8 @@ def test_frozen_model_passes_gradients_to_the_image():
     model.loss(x, mask, ids).backward()
     assert x.grad.isfinite().all() and (x.grad * (1 - mask)).abs().max() == 0
     assert all(x.grad[n].abs().max() > 0 for n in range(4))
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
     direction = torch.randn_like(x) * mask
     with torch.no_grad(): up, down = (model.loss(x + step * direction, mask, ids) for step in (1e-3, -1e-3))
     assert math.isclose((up - down).item() / 2e-3, (x.grad * direction).sum().item(), rel_tol=0.1, abs_tol=5e-3)
@@ -131,7 +137,9 @@ def test_loss_is_the_mean_over_all_tokens():
     ids = some_ids(model.vocab, [3, 5, 1, 4])
     logits, _ = model(x, mask, ids)
     nll = model.token_nll(x, mask, ids)
-    expected = [-logits[n, t].log_softmax(-1)[ids[n, t + 1]] for n, length in enumerate([4, 6, 2, 5]) for t in range(length)]
+    expected = [-logits[n, t].log_softmax(-1)[ids[n, t + 1]]
+                for n, length in enumerate([4, 6, 2, 5])
+                for t in range(length)]
     assert torch.allclose(nll[nll != 0], torch.stack(expected), atol=1e-5) and (nll == 0).sum() == nll.numel() - 17
     assert torch.allclose(model.loss(x, mask, ids), torch.stack(expected).mean(), atol=1e-5)
 
@@ -146,7 +154,8 @@ def test_attention_stays_on_the_image_and_coverage_matters():
     without = make(multi_scale=True)
     for attend in without.decoder.attend: torch.nn.init.zeros_(attend.coverage.weight)
     _, other = without(x, mask, some_ids(model.vocab, [3, 5, 1, 4]))
-    assert torch.allclose(other[0][:, 0], scales[0][:, 0]) and not torch.allclose(other[0][:, 1:], scales[0][:, 1:], atol=1e-4)
+    assert torch.allclose(other[0][:, 0], scales[0][:, 0])
+    assert not torch.allclose(other[0][:, 1:], scales[0][:, 1:], atol=1e-4)
 
 
 def test_greedy_equals_step_by_step_teacher_forcing():
@@ -154,20 +163,23 @@ def test_greedy_equals_step_by_step_teacher_forcing():
     x, mask = images(SIZES, 40, 96)
     read = model.decode(x, mask, beam_size=1, max_length=8, valid=False)
     for n in range(4):
-        ids, total = [START], 0.0
+        ids = [START]
+        total = 0.0
         while len(ids) <= 8 and ids[-1] != END:
             logits, _ = model(x[n:n + 1], mask[n:n + 1], torch.tensor([[*ids, END]]))
             chances = logits[0, -1].log_softmax(-1)
             chances[[PAD, START]] = -math.inf
             total, ids = total + chances.max().item(), [*ids, int(chances.argmax())]
-        assert read[n].tokens == model.vocab.decode(ids) and math.isclose(read[n].score, total / (len(ids) - 1), abs_tol=1e-4)
+        assert read[n].tokens == model.vocab.decode(ids)
+        assert math.isclose(read[n].score, total / (len(ids) - 1), abs_tol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("multi_scale", [False, True])
 def test_wide_beam_equals_exhaustive_search(seed, multi_scale):
     "All texts of two symbols up to three tokens; pad and start are never written."
-    model, longest = make(seed, symbols=["a", "b"], multi_scale=multi_scale), 4
+    model = make(seed, symbols=["a", "b"], multi_scale=multi_scale)
+    longest = 4
     x, mask = images(SIZES, 40, 96, seed)
     texts = [t for n in range(longest) for t in itertools.product([3, 4], repeat=n)]
     ids = torch.tensor([[START, *t, END] + [PAD] * (longest - 1 - len(t)) for t in texts])
@@ -176,7 +188,8 @@ def test_wide_beam_equals_exhaustive_search(seed, multi_scale):
         nll = model.token_nll(x[n:n + 1].expand(len(ids), -1, -1, -1), mask[n:n + 1].expand(len(ids), -1, -1, -1), ids)
         score = -nll.sum(1) / (nll != 0).sum(1)
         best = int(score.argmax())
-        assert read[n].tokens == model.vocab.decode(ids[best].tolist()) and math.isclose(read[n].score, score[best].item(), abs_tol=1e-4)
+        assert read[n].tokens == model.vocab.decode(ids[best].tolist())
+        assert math.isclose(read[n].score, score[best].item(), abs_tol=1e-4)
 
 
 def test_beam_is_never_worse_than_greedy():
@@ -195,7 +208,8 @@ def test_beam_is_never_worse_than_greedy():
 
 def test_batched_beams_equal_single_images_and_scores_are_true():
     "Images leave the search at different steps; states and coverage must stay with their hypotheses."
-    model, sizes = make(4, sharp=0.5), SIZES * 3
+    model = make(4, sharp=0.5)
+    sizes = SIZES * 3
     x, mask = images(sizes, 40, 96, 4)
     read = model.decode(x, mask, beam_size=10, max_length=15, valid=False)
     assert len({len(h.tokens) for h in read}) > 3
@@ -250,8 +264,14 @@ def test_runaways_are_cut_and_counted():
 def test_wrong_calls_are_named():
     model = make()
     x, mask = images(SIZES, 40, 96)
-    for call in (lambda: model.decode(x, mask, 0), lambda: model.decode(x, mask, 3, 0), lambda: model.decode(x[:, 0], None), lambda: model.decode(x, mask, sizes=()),
-                 lambda: model.decode(x, mask, sizes=(1, 0)), lambda: model.decode(x, mask[..., :8])):
+    for call in (
+        lambda: model.decode(x, mask, 0),
+        lambda: model.decode(x, mask, 3, 0),
+        lambda: model.decode(x[:, 0], None),
+        lambda: model.decode(x, mask, sizes=()),
+        lambda: model.decode(x, mask, sizes=(1, 0)),
+        lambda: model.decode(x, mask[..., :8]),
+    ):
         with pytest.raises(FormulaGanError): call()
 
 
@@ -280,28 +300,32 @@ def test_dropout_only_in_training():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.bfloat16, 0.1)])
 def test_weights_return_with_vocabulary_and_configuration(tmp_path, dtype, tolerance):
-    model, path = make(multi_scale=True), tmp_path / "reader.safetensors"
+    model = make(multi_scale=True)
+    path = tmp_path / "reader.safetensors"
     save_recognizer(model, path, dtype, row="V", seed=3)
     again = load_recognizer(path)
     assert again.config == model.config and again.vocab.to_list() == model.vocab.to_list() and not again.training
     assert again.facts == {"row": "V", "seed": 3} and next(again.parameters()).dtype == torch.float32
     x, mask = images(SIZES, 40, 96)
     ids = some_ids(model.vocab, [3, 5, 1, 4])
-    assert torch.allclose(again.token_nll(x, mask, ids), model.token_nll(x, mask, ids), atol=tolerance * 5, rtol=tolerance)
+    assert torch.allclose(again.token_nll(x, mask, ids), model.token_nll(x, mask, ids), atol=tolerance * 5,
+                          rtol=tolerance)
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path):
     from safetensors.torch import load_file, save_file
     path = tmp_path / "reader.safetensors"
     save_recognizer(make(), path)
-    data, weights = path.read_bytes(), load_file(path)
+    data = path.read_bytes()
+    weights = load_file(path)
     files = {"cut": data[:-100], "garbage": b"no weights", "empty": b""}
     for name, content in files.items(): (tmp_path / f"{name}.safetensors").write_bytes(content)
     save_file(weights, tmp_path / "foreign.safetensors")
     info = {"kind": "formula_gan recognizer", "vocab": json.dumps(SYMBOLS), "facts": "{}"}
     save_file(weights, tmp_path / "other.safetensors", {**info, "config": json.dumps({**SMALL, "layers": 3})})
     save_file(weights, tmp_path / "newer.safetensors", {**info, "config": json.dumps({**SMALL, "wings": 3})})
-    save_file(weights, tmp_path / "vocab.safetensors", {**info, "vocab": json.dumps(["a"]), "config": json.dumps(SMALL)})
+    save_file(weights, tmp_path / "vocab.safetensors",
+              {**info, "vocab": json.dumps(["a"]), "config": json.dumps(SMALL)})
     for name in (*files, "foreign", "other", "newer", "vocab", "missing"):
         with pytest.raises(FormulaGanError, match=name) as error: load_recognizer(tmp_path / f"{name}.safetensors")
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
@@ -316,11 +340,13 @@ def strokes(text):
 
 def train(model, data, steps, lr, seed=0, batch=8, autocast=False):
     "Adam with a short warm-up and a cosine; batches of all data in turn."
-    rng, optimizer = np.random.default_rng(seed), torch.optim.Adam(model.parameters(), lr, foreach=True)
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr, foreach=True)
     x, mask, ids = data
     model.train()
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20, 0.02 + 0.5 * (1 + math.cos(math.pi * step / steps)))
+        fall = 0.02 + 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20, fall)
         pick = torch.from_numpy(rng.permutation(len(x))[:batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast): loss = model.loss(x[pick], mask[pick], ids[pick])
         optimizer.zero_grad()
@@ -331,9 +357,12 @@ def train(model, data, steps, lr, seed=0, batch=8, autocast=False):
 
 def padded(pictures, texts, vocab):
     height, width = (-(-max(p.shape[k] for p in pictures) // 16) * 16 for k in (0, 1))
-    x, mask, ids = torch.zeros(len(pictures), 1, height, width), torch.zeros(len(pictures), 1, height, width), [vocab.encode(t) for t in texts]
+    x = torch.zeros(len(pictures), 1, height, width)
+    mask = torch.zeros(len(pictures), 1, height, width)
+    ids = [vocab.encode(t) for t in texts]
     for n, p in enumerate(pictures):
-        x[n, 0, :p.shape[0], :p.shape[1]], mask[n, 0, :p.shape[0], :p.shape[1]] = torch.from_numpy(p), 1
+        x[n, 0, :p.shape[0], :p.shape[1]] = torch.from_numpy(p)
+        mask[n, 0, :p.shape[0], :p.shape[1]] = 1
     longest = max(map(len, ids))
     return x, mask, torch.tensor([i + [PAD] * (longest - len(i)) for i in ids])
 
@@ -343,7 +372,8 @@ def test_it_learns_to_read():
     rng = np.random.default_rng(0)
     texts = [[str(s) for s in rng.choice(SYMBOLS, rng.integers(1, 7))] for _ in range(272)]
     torch.manual_seed(0)
-    model = Recognizer(Vocab.from_tokens([SYMBOLS]), RecognizerConfig(**{**SMALL, "layers": 2, "growth": 8, "hidden": 48, "embedding": 48, "attention": 32, "dropout": 0.0}))
+    larger = dict(layers=2, growth=8, hidden=48, embedding=48, attention=32, dropout=0.0)
+    model = Recognizer(Vocab.from_tokens([SYMBOLS]), RecognizerConfig(**SMALL | larger))
     train(model, padded([strokes(t) for t in texts[:256]], texts[:256], model.vocab), 250, 1e-2)
     x, mask, _ = padded([strokes(t) for t in texts[256:]], texts[256:], model.vocab)
     read = [h.tokens for h in model.decode(x, mask, 3, 12, valid=False)]
@@ -365,7 +395,8 @@ def test_overfits_32_demo_formulas():
     from formula_gan.ink import rasterize
     from formula_gan.stitching import demo_inks
     formulas = sorted(demo_formulas(300, 0), key=len)[100:132]
-    overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas], RecognizerConfig(stride=8, dropout=0.0))
+    overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas],
+            RecognizerConfig(stride=8, dropout=0.0))
 
 
 @pytest.mark.slow
@@ -377,20 +408,25 @@ def test_overfits_64_real_formulas(profile):
     from formula_gan.core import data_file, get_profile
     from formula_gan.tasks import large_recognizer
     from formula_gan.ink import rasterize, read_inkml
-    captions = {r["id"]: r["latex"].split() for r in csv.DictReader(open(data_file("crohme2014_captions.tsv"), encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE) if r["split"] == "train"}
+    with open(data_file("crohme2014_captions.tsv"), encoding="utf-8") as table:
+        rows = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
+    captions = {r["id"]: r["latex"].split() for r in rows if r["split"] == "train"}
     pictures, texts = [], []
     with zipfile.ZipFile(data_file("crohme2014.zip")) as archive:
         names = sorted(n for n in archive.namelist() if "TrainINKML" in n and n.endswith(".inkml"))
         for name in names[::31]:
             ink = name.rsplit("/", 1)[-1].removesuffix(".inkml")
             picture = rasterize(read_inkml(archive.read(name)), symbol_height=12)
-            if ink in captions and picture.shape[1] <= 240 and len(captions[ink]) <= 25: pictures.append(picture); texts.append(captions[ink])
+            if ink in captions and picture.shape[1] <= 240 and len(captions[ink]) <= 25:
+                pictures.append(picture)
+                texts.append(captions[ink])
     assert len(texts) >= 64
     overfit(pictures[:64], texts[:64], replace(large_recognizer(get_profile(profile)), dropout=0.0), 600)
 
 
 def test_only_formulas_are_read():
-    "An untrained model writes rubbish, yet every reading has a normal form, however short the cap; the end is forced in time."
+    """An untrained model writes rubbish, yet every reading has a normal form, however short the cap; the end is forced
+    in time."""
     from formula_gan.tokenizer import normalize
     vocab = Vocab.crohme()
     for seed in range(3):
@@ -408,39 +444,48 @@ def test_guidance_teaches_where_to_look():
     from formula_gan.task_model import attention_loss, symbol_loss
     torch.manual_seed(0)
     vocab = Vocab.from_tokens([SYMBOLS])
-    model = Recognizer(vocab, RecognizerConfig(wide=True, symbol_map=True, layers=2, growth=8, stem_channels=16, stride=8, hidden=32, embedding=32, attention=16,
-                                               coverage_channels=4, coverage_kernel=3, dropout=0.0))
+    model = Recognizer(vocab, RecognizerConfig(wide=True, symbol_map=True, layers=2, growth=8, stem_channels=16,
+                                               stride=8, hidden=32, embedding=32, attention=16, coverage_channels=4,
+                                               coverage_kernel=3, dropout=0.0))
     x, boxes = torch.zeros(8, 1, 16, 64), torch.full((8, 4, 4), float("nan"))
     ids = torch.tensor([[1, *(3 + (n + k) % len(SYMBOLS) for k in range(3)), 2] for n in range(8)])
     for n in range(8):
         for k in range(3):
             x[n, 0, 4:12, 20 * k + 2:20 * k + 10] = (ids[n, k + 1] - 2) / 8
             boxes[n, k] = torch.tensor([20 * k + 2, 4, 20 * k + 10, 12])
-    optimizer, first = torch.optim.Adam(model.parameters(), 1e-2), None
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    first = None
     for _ in range(60):
         losses = model.guided_losses(x, None, ids, boxes)
         first = first or {name: float(value) for name, value in losses.items()}
-        optimizer.zero_grad(); sum(losses.values()).backward(); optimizer.step()
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
     assert all(float(losses[name]) < 0.5 * first[name] for name in ("read", "attention", "symbols"))
     look = torch.full((1, 2, 2, 8), 1 / 16)
     half = torch.tensor([[[0.0, 0, 31, 15], [float("nan")] * 4]])
     assert math.isclose(float(attention_loss(look, half, 8)), -math.log(10 / 16 + 1e-4), rel_tol=1e-5)
     none = torch.full((1, 2, 4), float("nan"))
-    assert attention_loss(look, none, 8) == 0 and torch.isfinite(symbol_loss(torch.zeros(1, 5, 2, 8), torch.ones(1, 1, 2, 8), ids[:1, 1:3], none, 8))
+    assert attention_loss(look, none, 8) == 0
+    assert torch.isfinite(symbol_loss(torch.zeros(1, 5, 2, 8), torch.ones(1, 1, 2, 8), ids[:1, 1:3], none, 8))
 
 
 def test_wide_encoder_does_not_see_padding():
     torch.manual_seed(0)
-    model = Recognizer(Vocab.from_tokens([SYMBOLS]), RecognizerConfig(wide=True, layers=2, growth=8, stem_channels=16, stride=8, dropout=0.0)).eval()
+    model = Recognizer(Vocab.from_tokens([SYMBOLS]),
+                       RecognizerConfig(wide=True, layers=2, growth=8, stem_channels=16, stride=8, dropout=0.0)).eval()
     x = torch.rand(1, 1, 21, 50)
     large, mask = torch.rand(1, 1, 40, 96), torch.zeros(1, 1, 40, 96)
-    large[..., :21, :50], mask[..., :21, :50] = x, 1
-    (alone, _), (rows, _) = model.encode(x, None)[0], model.encode(large, mask)[0]
+    large[..., :21, :50] = x
+    mask[..., :21, :50] = 1
+    alone, _ = model.encode(x, None)[0]
+    rows, _ = model.encode(large, mask)[0]
     assert torch.allclose(alone, rows, atol=1e-5)
 
 
 def test_taking_over_keeps_what_each_token_means():
-    config = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16, embedding=16)
+    config = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16,
+                              embedding=16)
     old, new = Recognizer(Vocab(["a", "b"]), config).eval(), Recognizer(Vocab(["c", "b", "a"]), config).eval()
     fresh = new.decoder.out.weight[new.vocab.encode(["c"])[1]].clone()
     new.take_over(old)
@@ -448,7 +493,8 @@ def test_taking_over_keeps_what_each_token_means():
     ids = [torch.tensor([model.vocab.encode(["a", "b", "a"])] * 2) for model in (old, new)]
     (one, [looks]), (other, [again]) = (model(x, None, i) for model, i in zip((old, new), ids))
     assert torch.equal(looks, again)
-    for theirs, ours in zip(ids[0][0].tolist(), ids[1][0].tolist()): assert torch.allclose(one[..., theirs], other[..., ours], atol=1e-5)
+    for theirs, ours in zip(ids[0][0].tolist(), ids[1][0].tolist()):
+        assert torch.allclose(one[..., theirs], other[..., ours], atol=1e-5)
     assert torch.equal(new.decoder.out.weight[new.vocab.encode(["c"])[1]], fresh)
     with pytest.raises(FormulaGanError, match="same shape"): Recognizer(Vocab(["a"])).take_over(old)
 
@@ -463,6 +509,8 @@ def test_energy_is_convolution_then_linear(dtype):
     query, past = torch.rand(2, 3, 1, 6), torch.rand(2, 3, 12)
     maps = attend.coverage_conv(past.view(6, 1, 3, 4)).flatten(2).transpose(1, 2)
     plain = torch.tanh(memory.keys + query + attend.coverage(maps).view(2, 3, 12, 6))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
     for grad in (True, False):
         with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
-            assert torch.allclose(attend.energy(query.to(dtype), memory, past).float(), plain.float(), atol=1e-5 if dtype == torch.float32 else 0.03)
+            energy = attend.energy(query.to(dtype), memory, past)
+        assert torch.allclose(energy.float(), plain.float(), atol=tolerance)

@@ -1,4 +1,5 @@
-"""What is trained: the GAN's task with its reward and average, the recogniser's with recipes, curriculum and plateau."""
+"""What is trained: the GAN's task with its reward and average, the recogniser's with recipes, curriculum and
+plateau."""
 import dataclasses
 import os
 from dataclasses import replace
@@ -26,21 +27,26 @@ def test_reward_makes_a_gan_heed_z(tmp_path, capsys):
     from itertools import combinations
     from formula_gan.data import pad_margin
     from formula_gan.stages import image_sets, make_run
-    profile = get_profile("demo", printed_formulas=200, synthetic_images=64, workers=1, batch=4, warmup_iterations=120, gan_iterations=100, lambda_=0)
+    profile = get_profile("demo", printed_formulas=200, synthetic_images=64, workers=1, batch=4, warmup_iterations=120,
+                          gan_iterations=100, lambda_=0)
     sets = image_sets(make_run(profile, progress=False)).product
-    prints, ink = (sets[name].subset(np.flatnonzero(sets[name].shapes[:, 1] < 80)) for name in ("formulas_print", "train_ink"))
-    vocab, noises = Vocab.from_tokens([t.split() for t in prints.tokens + ink.tokens]), torch.randn(4, 120, generator=torch.Generator().manual_seed(0))
+    prints, ink = (sets[name].subset(np.flatnonzero(sets[name].shapes[:, 1] < 80))
+                   for name in ("formulas_print", "train_ink"))
+    vocab = Vocab.from_tokens([t.split() for t in prints.tokens + ink.tokens])
+    noises = torch.randn(4, 120, generator=torch.Generator().manual_seed(0))
     batch = collate([pad_margin(prints[n], profile) for n in range(16)], [[1, 2]] * 16)
 
     @torch.no_grad()
     def change(z_reward):  # share of the ink that lies elsewhere with another noise
-        task, folder = GanTask(replace(profile, z_reward=z_reward), [prints], [ink], vocab, target="handwritten"), tmp_path / str(z_reward)
+        task = GanTask(replace(profile, z_reward=z_reward), [prints], [ink], vocab, target="handwritten")
+        folder = tmp_path / str(z_reward)
         with torch.enable_grad(): Trainer(task, folder, progress=False).run()
         generator = load_generator(folder / "last.safetensors")
         pictures = [generator(batch.x, z.expand(16, -1), torch.full((16,), HANDWRITTEN), batch.mask) for z in noises]
         return float(torch.stack([stroke_change(a, b) for a, b in combinations(pictures, 2)]).mean())
     off, on = change(0.0), change(5.0)
-    with capsys.disabled(): print(f"\nink elsewhere with another noise: {100 * off:.1f} % without, {100 * on:.1f} % with the reward")
+    with capsys.disabled():
+        print(f"\nink elsewhere with another noise: {100 * off:.1f} % without, {100 * on:.1f} % with the reward")
     assert on > 2 * off
 
 
@@ -49,11 +55,13 @@ class Before(GanTask):
     def step(self, batches, step, draw):
         source, target = (b.to(self.device, torch.channels_last) for b in batches)
         warm = step < self.profile.warmup_iterations
-        self.optimizers["generator"].param_groups[0]["lr"] = self.profile.warmup_lr if warm else self.profile.generator_lr
+        rate = self.profile.warmup_lr if warm else self.profile.generator_lr
+        self.optimizers["generator"].param_groups[0]["lr"] = rate
         z = torch.randn(len(source.x), self.models.generator.z_dim, generator=draw)
         c = target_class(source.domain, self.target, draw)
         if warm: return reconstruction_step(self.models, source, target, z, c, self.profile.lambda_)[0]
-        return gan_step(self.models, source, target, z, c, self.profile.lambda_, self.profile.l1_anchor, self.profile.anchor_size)[0]
+        return gan_step(self.models, source, target, z, c, self.profile.lambda_, self.profile.l1_anchor,
+                        self.profile.anchor_size)[0]
 
 
 def test_without_reward_all_is_as_before(tmp_path, monkeypatch):
@@ -61,10 +69,13 @@ def test_without_reward_all_is_as_before(tmp_path, monkeypatch):
     def never(*_): raise AssertionError
     monkeypatch.setattr(trainer, "z_term", never)
     now, before = make_gan(), Before(PROFILE, [drawn(PRINTED)], [drawn(PRINTED), drawn(HANDWRITTEN, 1)], VOCAB)
-    for name, task in (("now", now), ("before", before)): Trainer(task, tmp_path / name, log_every=1, progress=False).run()
+    for name, task in (("now", now), ("before", before)):
+        Trainer(task, tmp_path / name, log_every=1, progress=False).run()
     assert equal(weights(now), weights(before))
-    losses = [[line.split(",") for line in (tmp_path / name / "losses.csv").read_text().splitlines()] for name in ("now", "before")]
-    assert [row[:1] + row[2:] for row in losses[0]] == [row[:1] + row[2:] for row in losses[1]] and "z_term" not in losses[0][0]
+    losses = [[line.split(",") for line in (tmp_path / name / "losses.csv").read_text().splitlines()]
+              for name in ("now", "before")]
+    assert [row[:1] + row[2:] for row in losses[0]] == [row[:1] + row[2:] for row in losses[1]]
+    assert "z_term" not in losses[0][0]
     on = replace(PROFILE, z_reward=2.0)
     assert "z_reward" not in gan_settings(PROFILE) and gan_settings(on) == gan_settings(PROFILE) | {"z_reward": 2.0}
 
@@ -75,8 +86,11 @@ def test_gan_trains_and_leaves_its_files(tmp_path):
     assert Trainer(task, tmp_path, sheet_every=3, progress=False).run()
     after = weights(task)
     for module in ("generator", "discriminator", "task", "average"):
-        assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(module + ".") and after[k].is_floating_point())
-    assert {"checkpoint.pt", "last.safetensors", "losses.csv", "sheets"} <= set(os.listdir(tmp_path)) and len(os.listdir(tmp_path / "sheets")) == 2
+        assert any(not torch.equal(before[k], after[k])
+                   for k in after
+                   if k.startswith(module + ".") and after[k].is_floating_point())
+    assert {"checkpoint.pt", "last.safetensors", "losses.csv", "sheets"} <= set(os.listdir(tmp_path))
+    assert len(os.listdir(tmp_path / "sheets")) == 2
 
 
 def test_exported_generators_statistics_are_measured_anew(tmp_path):
@@ -107,7 +121,8 @@ def test_resumed_gan_equals_uninterrupted(tmp_path, z_reward):
 
 # the recogniser
 
-TABLE2 = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=1, warmup_iterations=1, updates=2, recognizer_batch=4, workers=1)
+TABLE2 = get_profile("demo", synthetic_images=24, printed_formulas=24, gan_iterations=1, warmup_iterations=1, updates=2,
+                     recognizer_batch=4, workers=1)
 CONFIG = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=16)
 
 
@@ -119,7 +134,8 @@ def reader(recipe=None, steps=40):
 def test_recipes_are_the_papers_and_the_fields():
     paper, modern = reader(RECIPES["paper"]), reader(RECIPES["modern"])
     [group] = paper.optimizers["recognizer"].param_groups
-    assert isinstance(paper.optimizers["recognizer"], torch.optim.SGD) and (group["lr"], group["momentum"], paper.streams[0].batch) == (1e-4, 0.9, 6)
+    assert isinstance(paper.optimizers["recognizer"], torch.optim.SGD)
+    assert (group["lr"], group["momentum"], paper.streams[0].batch) == (1e-4, 0.9, 6)
     assert modern.streams[0].ranges.scale == (0.7, 1.4) and modern.streams[0].batch == 8
     assert [modern.factor(step) for step in (0, 1, 39)] == [0.5, 1.0, pytest.approx(0.0017, rel=0.1)]
     assert "recipe" not in reader().spec and reader().streams[0].ranges.scale == (1, 1)  # Table 1 as it was
@@ -132,21 +148,25 @@ def test_curriculum_shows_short_formulas_first():
     recipe = dataclasses.replace(RECIPES["modern"], batch=4, curriculum=((0.2, 1), (0.5, 3), (0.7, 0)))
     one = RecognizerTask(TABLE2, [images, images], vocab, config=CONFIG, steps=10, recipe=recipe)
     longest = [max(len(t.split()) for t in one[step].tokens) for step in range(10)]
-    assert longest[:2] == [1, 1] and set(longest[2:5]) <= {1, 3} and max(longest[5:]) == 9  # no formula has 0 tokens: that phase is skipped
+    # no formula has 0 tokens: that phase is skipped
+    assert longest[:2] == [1, 1] and set(longest[2:5]) <= {1, 3} and max(longest[5:]) == 9
     assert list(RecognizerTask(TABLE2, [images], vocab, config=CONFIG, steps=10).streams) == [0]
 
 
 def test_plateau_divides_by_ten():
     one = reader(RECIPES["paper"])
     factors = []
-    for value in (3, 2, 2.5, 2.1, 1.9, 2, 2, 2, 2, 2, 2, 2): one.after_validation(value); factors.append(one.factor(0))
+    for value in (3, 2, 2.5, 2.1, 1.9, 2, 2, 2, 2, 2, 2, 2):
+        one.after_validation(value)
+        factors.append(one.factor(0))
     assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001])
 
 
 def test_plateau_survives_a_stop(tmp_path):
     def train(folder, stop=5):
         one = reader(RECIPES["paper"], steps=5)
-        trainer = Trainer(one, tmp_path / folder, metric=lambda task: {"metric": 1.0, "exprate": 0.0}, metric_every=1, progress=False)
+        metric = lambda task: {"metric": 1.0, "exprate": 0.0}
+        trainer = Trainer(one, tmp_path / folder, metric=metric, metric_every=1, progress=False)
         one.steps = stop
         trainer.run()
         return one
@@ -154,11 +174,13 @@ def test_plateau_survives_a_stop(tmp_path):
     train("part", 3)
     resumed = train("part")
     assert whole.state == resumed.state and whole.state["drops"] == 2
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+    assert all(torch.equal(a, b)
+               for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
 
 
 def test_shapes_by_profile():
-    for name in ("gpu", "paper"): assert (large_recognizer(get_profile(name)).layers, large_recognizer(get_profile(name)).growth) == (16, 24)
+    for name in ("gpu", "paper"):
+        assert (large_recognizer(get_profile(name)).layers, large_recognizer(get_profile(name)).growth) == (16, 24)
     assert all(large_recognizer(get_profile(name)).multi_scale for name in ("demo", "laptop", "gpu", "paper"))
 
 
@@ -192,7 +214,8 @@ def test_recipes_that_sum_nothing_keep_their_names():
     "Stages and checkpoints of recipes from before there was a choice."
     assert RECIPES["paper"].sum_loss and not RECIPES["modern"].sum_loss and not Recipe("x").sum_loss
     assert set(dataclasses.asdict(RECIPES["modern"])) - set(RECIPES["modern"].facts()) == {"sum_loss"}
-    assert reader(RECIPES["paper"]).spec["recipe"]["sum_loss"] and "sum_loss" not in reader(RECIPES["modern"]).spec["recipe"]
+    assert reader(RECIPES["paper"]).spec["recipe"]["sum_loss"]
+    assert "sum_loss" not in reader(RECIPES["modern"]).spec["recipe"]
 
 
 # a GAN of figures, judged by the symbol
@@ -215,14 +238,16 @@ def test_guided_curriculum_shows_short_formulas_first(figures):
         return [max(len(t.split()) for t in task[step].tokens) for step in range(40)]
     by_phase = longest(GuidedRecipe(curriculum=((0.2, 1), (0.5, 3))))
     assert set(by_phase[:8]) == {1} and set(by_phase[8:20]) == {1, 3} and set(by_phase[20:]) == {1, 3, 5}
-    assert "curriculum" not in GuidedRecipe().facts() and GuidedRecipe(curriculum=((0.2, 1),)).facts()["curriculum"] == ((0.2, 1),)
+    assert "curriculum" not in GuidedRecipe().facts()
+    assert GuidedRecipe(curriculum=((0.2, 1),)).facts()["curriculum"] == ((0.2, 1),)
 
 
 @pytest.fixture(scope="module")
 def judge_file(tmp_path_factory):
     from formula_gan.task_model import Recognizer, save_recognizer
     path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
-    config = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16, embedding=16)
+    config = RecognizerConfig(wide=True, symbol_map=True, stride=8, layers=2, growth=8, stem_channels=8, hidden=16,
+                              embedding=16)
     save_recognizer(Recognizer(Vocab(["a", "b", "+", "x"]), config), path, symbol_height=8)
     return str(path)
 
@@ -243,7 +268,8 @@ def test_a_gan_of_figures_trains_and_resumes(tmp_path, figures, judge_file):
     rest = judged(figures, judge_file, warmup_iterations=2, gan_iterations=4)
     assert Trainer(rest, tmp_path / "parts", progress=False).run()
     for name, module in whole.modules.items():
-        for key, tensor in module.state_dict().items(): assert torch.equal(tensor, rest.modules[name].state_dict()[key]), (name, key)
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(tensor, rest.modules[name].state_dict()[key]), (name, key)
     assert load_generator(tmp_path / "whole" / "last.safetensors").fold == 2
 
 
@@ -258,9 +284,12 @@ def test_the_judge_is_frozen_and_asked_only_with_a_lambda(figures, judge_file):
 
 def test_the_discriminator_sees_through_the_frozen_judge(figures, judge_file, tmp_path):
     task = judged(figures, judge_file, warmup_iterations=0, gan_iterations=2, seen=True)
-    player, source = task.models.discriminator, task.source[0]
-    own, seen = player.verdicts(source.x, source.domain, source.mask)[:2], player.verdicts(source.x, source.domain, source.mask)[2:]
-    assert len(seen) == 2 and all(logits.isfinite().all() and logits.shape == weights.shape for logits, weights in own + seen)
+    player = task.models.discriminator
+    source = task.source[0]
+    own = player.verdicts(source.x, source.domain, source.mask)[:2]
+    seen = player.verdicts(source.x, source.domain, source.mask)[2:]
+    assert len(seen) == 2
+    assert all(logits.isfinite().all() and logits.shape == weights.shape for logits, weights in own + seen)
     wide = torch.nn.functional.pad(source.x, (0, 40, 0, 24)), torch.nn.functional.pad(source.mask, (0, 40, 0, 24))
     player.eval()
     plain = player.verdicts(source.x, source.domain, source.mask)[2:]
@@ -272,7 +301,8 @@ def test_the_discriminator_sees_through_the_frozen_judge(figures, judge_file, tm
     before = {k: v.clone() for k, v in task.judge.state_dict().items()}
     assert Trainer(task, tmp_path, progress=False).run()
     assert all(torch.equal(v, before[k]) for k, v in task.judge.state_dict().items())
-    assert not any("encoder" in name for name in player.state_dict()) and any(name.startswith("seen.") for name in player.state_dict())
+    assert not any("encoder" in name for name in player.state_dict())
+    assert any(name.startswith("seen.") for name in player.state_dict())
     assert not any(p.requires_grad for p in task.judge.parameters())
 
 
@@ -281,7 +311,14 @@ def trainer_accelerator():
     return Accelerator(cpu=True)
 
 
-@pytest.mark.parametrize("field, value", [("fold", 2), ("reach", 12), ("cells", True), ("seen", True), ("judge", "ink"), ("loose", 0.6)])
+@pytest.mark.parametrize("field, value", [
+    ("fold", 2),
+    ("reach", 12),
+    ("cells", True),
+    ("seen", True),
+    ("judge", "ink"),
+    ("loose", 0.6),
+])
 def test_what_is_not_the_papers_is_off_in_paper_and_named_where_on(field, value):
     paper = get_profile("paper")
     assert field not in gan_settings(paper)
@@ -292,5 +329,6 @@ def test_a_judge_without_a_symbol_map_is_refused(figures, tmp_path):
     from formula_gan.core import FormulaGanError
     from formula_gan.task_model import Recognizer, save_recognizer
     path = tmp_path / "blind.safetensors"
-    save_recognizer(Recognizer(Vocab(["a"]), RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16)), path, symbol_height=8)
+    config = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16)
+    save_recognizer(Recognizer(Vocab(["a"]), config), path, symbol_height=8)
     with pytest.raises(FormulaGanError, match="symbol map"): judged(figures, str(path))

@@ -1,4 +1,5 @@
-"""The tokenizer: the normal form by hand and on random trees, bad input, the vocabulary, and the measured figures on real data."""
+"""The tokenizer: the normal form by hand and on random trees, bad input, the vocabulary, and the measured figures on
+real data."""
 import csv
 import html
 import os
@@ -16,7 +17,8 @@ import pytest
 from formula_gan import tokenizer
 from formula_gan.core import FormulaGanError
 from formula_gan.corpora import read_wikipedia
-from formula_gan.tokenizer import CROHME_SYMBOLS, END, PAD, START, TokenizeError, UnknownSymbolError, Vocab, normalize, tokenize
+from formula_gan.tokenizer import (CROHME_SYMBOLS, END, PAD, START, TokenizeError, UnknownSymbolError, Vocab, normalize,
+                                   tokenize)
 
 CASES = {
     # scripts, arguments, braces
@@ -83,7 +85,8 @@ CASES = {
     r"\left[{n\atop k}\right]": r"[ { n \atop k } ]",
     # fonts and text
     r"\mathrm{tgh}": r"t g h",
-    r"\mathbb{RP}^n {\cal L}\Bbb R \mathfrak g\mathscr{F}": r"\mathbb{R} \mathbb{P} ^ { n } \mathcal{L} \mathbb{R} \mathfrak{g} \mathscr{F}",
+    r"\mathbb{RP}^n {\cal L}\Bbb R \mathfrak g\mathscr{F}":
+        r"\mathbb{R} \mathbb{P} ^ { n } \mathcal{L} \mathbb{R} \mathfrak{g} \mathscr{F}",
     r"\mathcal{\mathbf{A}}\boldsymbol{\mathcal{A}}\mathbb{1}": r"A \mathcal{A} 1",
     r"{\rm d}x\text{ if } y": r"d x i f y",
     r"\text{$a_1$ or b_2}": r"a _ { 1 } o r b \_ 2",
@@ -94,15 +97,18 @@ CASES = {
     # environments
     r"\begin{align*}a&=b\\[8pt] c&=d\\\end{align*}": r"\begin{aligned} a & = b \\ c & = d \end{aligned}",
     r"\begin{align}a&=b\end{align}": r"a = b",
-    r"\begin{array}{l@{\quad}r|c} 1&2&3 \\ \hline 4&&5\end{array}": r"\begin{array} { l r | c } 1 & 2 & 3 \\ \hline 4 & & 5 \end{array}",
+    r"\begin{array}{l@{\quad}r|c} 1&2&3 \\ \hline 4&&5\end{array}":
+        r"\begin{array} { l r | c } 1 & 2 & 3 \\ \hline 4 & & 5 \end{array}",
     r"\begin{smallmatrix}a\\ {[}b]\end{smallmatrix}": r"\begin{matrix} a \\ { } [ b ] \end{matrix}",
     r"\pmatrix{a & b \cr c & d}": r"\begin{pmatrix} a & b \\ c & d \end{pmatrix}",
     r"\begin{cases} 1 & \text{if }x\\ 0 \end{cases}": r"\begin{cases} 1 & i f x \\ 0 \end{cases}",
     r"\sum_{\substack{i\\j}}": r"\sum _ { \substack { i \\ j } }",
     # other commands
-    r"\overset{a}{b}\stackrel{a}{=}\underbrace{x}_n\xrightarrow[a]{b}": r"\overset { a } { b } \overset { a } { = } \underbrace { x } _ { n } \xrightarrow [ a ] { b }",
+    r"\overset{a}{b}\stackrel{a}{=}\underbrace{x}_n\xrightarrow[a]{b}":
+        r"\overset { a } { b } \overset { a } { = } \underbrace { x } _ { n } \xrightarrow [ a ] { b }",
     r"\root 3 \of x": r"\sqrt [ 3 ] { x }",
-    r"\genfrac{[}{]}{0pt}{}{n}{k}\genfrac(){0pt}1{n}{k}\genfrac{}{}{}{}{a}{b}": r"[ { n \atop k } ] \binom { n } { k } \frac { a } { b }",
+    r"\genfrac{[}{]}{0pt}{}{n}{k}\genfrac(){0pt}1{n}{k}\genfrac{}{}{}{}{a}{b}":
+        r"[ { n \atop k } ] \binom { n } { k } \frac { a } { b }",
     r"\prescript{14}{2}{C}\smash[b]{y}\rule{0pt}{3ex}": r"{ } _ { 2 } ^ { 1 4 } C y",
     r"\text{10 m$^2$}": r"1 0 m ^ { 2 }",
     # Unicode: signs, scripts, styles, accents; what nobody sees is dropped
@@ -132,14 +138,37 @@ def test_by_hand(latex):
 
 
 @pytest.mark.parametrize("latex, position, reason", [
-    ("", 0, "empty"), (r"\quad{}", 0, "empty"), ("x^", 2, "lacks an argument"), (r"a \foo b", 2, r"\foo"), (r"{x", 0, "ends before }"),
-    ("x}", 1, "misplaced }"), ("x^2^3", 3, "second superscript"), ("x_1_2", 3, "second subscript"), ("x^2'", 3, "second superscript"),
-    ("a & b", 2, "misplaced &"), (r"\left( x", 5, r"\right"), (r"x \right)", 2, r"\left"), (r"\begin{foo}x\end{foo}", 0, "foo"),
-    (r"\begin{matrix}x\end{cases}", 15, r" \end{cases} without"[1:]), (r"\left x\right)", 6, "bracket"), ("a\x00b", 1, "U+0000"), ("x\u4e2d", 1, "U+4E2D"),
-    (r"a\over b\over c", 8, "second"), (r"\kern x", 6, "3pt"), ("x#", 1, "misplaced #"), (r"\sqrt[3", 5, "ends before ]"), ("\ud800", 0, "U+D800"),
-    ("x^ % a note", 2, "lacks an argument"), (r"\frac{50%}{2}", 5, "ends before }"), ("% a note", 0, "comment"),
-    ("a % b\nc \\foo", 8, r"\foo"), ("½ + 中", 4, "the typesetter lacks the character 中 (U+4E2D)"), ("x² \ue000", 3, "lacks the character U+E000"),
-    (r"α\rule{2em}{2pt}", 1, "a bar, which has no token"), (r"\ce{H2O}+\foo", 0, r"unknown command \foo"), (r"\newcommand{\a}{\a}\a", 0, "recursive"),
+    ("", 0, "empty"),
+    (r"\quad{}", 0, "empty"),
+    ("x^", 2, "lacks an argument"),
+    (r"a \foo b", 2, r"\foo"),
+    (r"{x", 0, "ends before }"),
+    ("x}", 1, "misplaced }"),
+    ("x^2^3", 3, "second superscript"),
+    ("x_1_2", 3, "second subscript"),
+    ("x^2'", 3, "second superscript"),
+    ("a & b", 2, "misplaced &"),
+    (r"\left( x", 5, r"\right"),
+    (r"x \right)", 2, r"\left"),
+    (r"\begin{foo}x\end{foo}", 0, "foo"),
+    (r"\begin{matrix}x\end{cases}", 15, r" \end{cases} without"[1:]),
+    (r"\left x\right)", 6, "bracket"),
+    ("a\x00b", 1, "U+0000"),
+    ("x\u4e2d", 1, "U+4E2D"),
+    (r"a\over b\over c", 8, "second"),
+    (r"\kern x", 6, "3pt"),
+    ("x#", 1, "misplaced #"),
+    (r"\sqrt[3", 5, "ends before ]"),
+    ("\ud800", 0, "U+D800"),
+    ("x^ % a note", 2, "lacks an argument"),
+    (r"\frac{50%}{2}", 5, "ends before }"),
+    ("% a note", 0, "comment"),
+    ("a % b\nc \\foo", 8, r"\foo"),
+    ("½ + 中", 4, "the typesetter lacks the character 中 (U+4E2D)"),
+    ("x² \ue000", 3, "lacks the character U+E000"),
+    (r"α\rule{2em}{2pt}", 1, "a bar, which has no token"),
+    (r"\ce{H2O}+\foo", 0, r"unknown command \foo"),
+    (r"\newcommand{\a}{\a}\a", 0, "recursive"),
 ])
 def test_errors_name_the_position(latex, position, reason):
     with pytest.raises(TokenizeError) as caught: tokenize(latex)
@@ -150,7 +179,14 @@ def test_errors_name_the_position(latex, position, reason):
 
 
 def test_comments_leave_spaces():
-    for latex, bare in (("x % y", "x    "), ("x % y\r\nz", "x    \r\nz"), (r"\\%x", r"\\  "), (r"\% %", r"\%  "), ("x", "x"), ("\\", "\\")):
+    for latex, bare in (
+        ("x % y", "x    "),
+        ("x % y\r\nz", "x    \r\nz"),
+        (r"\\%x", r"\\  "),
+        (r"\% %", r"\%  "),
+        ("x", "x"),
+        ("\\", "\\"),
+    ):
         assert tokenizer.strip_comments(latex) == bare and tokenizer.strip_comments(bare) == bare
 
 
@@ -159,10 +195,31 @@ def test_not_text(latex):
     with pytest.raises(TokenizeError, match="text"): tokenize(latex)
 
 
-HOSTILE = ["{" * 5000 + "x" + "}" * 5000, r"\frac{" * 3000, "x" + "_{x" * 2000, r"\left(" * 2000, r"\begin{matrix}" * 2000, r"\mathrm" * 3000 + "x",
-           r"\hat " * 3000 + "x", r"\sqrt[" * 3000, r"\text{$" * 2000, r"\not" * 3000, r"\root" * 3000, "x+" * 2_000_000, "x" * 150_000, "$" * 40_000,
-           r"\color[" * 20_000, r"\begin{matrix}" + r"\\[" * 15_000, r"\phantom{" + "{" * 30_000, r"\text{" + "$" * 30_000, r"\kern" * 20_000,
-           r"\begin" + " " * 100_000 + "{x}", r"\begin{" * 20_000, "\\" * 39_999, " " * 199_999]
+HOSTILE = [
+    "{" * 5000 + "x" + "}" * 5000,
+    r"\frac{" * 3000,
+    "x" + "_{x" * 2000,
+    r"\left(" * 2000,
+    r"\begin{matrix}" * 2000,
+    r"\mathrm" * 3000 + "x",
+    r"\hat " * 3000 + "x",
+    r"\sqrt[" * 3000,
+    r"\text{$" * 2000,
+    r"\not" * 3000,
+    r"\root" * 3000,
+    "x+" * 2_000_000,
+    "x" * 150_000,
+    "$" * 40_000,
+    r"\color[" * 20_000,
+    r"\begin{matrix}" + r"\\[" * 15_000,
+    r"\phantom{" + "{" * 30_000,
+    r"\text{" + "$" * 30_000,
+    r"\kern" * 20_000,
+    r"\begin" + " " * 100_000 + "{x}",
+    r"\begin{" * 20_000,
+    "\\" * 39_999,
+    " " * 199_999,
+]
 
 
 @pytest.mark.parametrize("k", range(len(HOSTILE)))
@@ -190,9 +247,19 @@ def test_no_recursion_error_on_a_deep_stack():
 
 # random trees, written once in normal form and once as people might
 
-SPELLINGS = {"<": ["<", r"\lt "], r"\leq": [r"\le ", r"\leq "], r"\rightarrow": [r"\to ", r"\rightarrow "], r"\neq": [r"\ne ", r"\not="], r"\{": [r"\{", r"\lbrace "],
-             "|": ["|", r"\vert ", r"\mid "], "x": ["x", r"\mathrm{x}", r"\mathbf x", r"{\it x}", "{x}", r"\mbox{x}"], r"\mathbb{R}": [r"\mathbb R", r"\R ", r"\Bbb{R}"],
-             r"\wedge": [r"\land ", r"\and "], r"\sum": [r"\sum ", r"\sum\limits "], r"\sin": [r"\sin ", r"\operatorname{sin}"]}
+SPELLINGS = {
+    "<": ["<", r"\lt "],
+    r"\leq": [r"\le ", r"\leq "],
+    r"\rightarrow": [r"\to ", r"\rightarrow "],
+    r"\neq": [r"\ne ", r"\not="],
+    r"\{": [r"\{", r"\lbrace "],
+    "|": ["|", r"\vert ", r"\mid "],
+    "x": ["x", r"\mathrm{x}", r"\mathbf x", r"{\it x}", "{x}", r"\mbox{x}"],
+    r"\mathbb{R}": [r"\mathbb R", r"\R ", r"\Bbb{R}"],
+    r"\wedge": [r"\land ", r"\and "],
+    r"\sum": [r"\sum ", r"\sum\limits "],
+    r"\sin": [r"\sin ", r"\operatorname{sin}"],
+}
 SYMBOLS = list("abc1+=") + [r"\alpha", r"\top", r"\gtrsim", r"\int", r"\prime"] + list(SPELLINGS)
 
 
@@ -216,7 +283,8 @@ def random_tree(rng, depth):
             base = ["(", *a, ")"], rng.choice([rf"\left({x}\right)", rf"({x})", rf"\bigl( {x}\bigr)"])
         else:
             a, x = random_tree(rng, depth - 1)
-            head, written = rng.choice([([r"\sqrt"], r"\sqrt"), ([r"\hat"], r"\hat "), ([r"\sqrt", "[", "3", "]"], r"\sqrt[3]")])
+            heads = [([r"\sqrt"], r"\sqrt"), ([r"\hat"], r"\hat "), ([r"\sqrt", "[", "3", "]"], r"\sqrt[3]")]
+            head, written = rng.choice(heads)
             base = [*head, "{", *a, "}"], f"{written}{{{x}}}"
         tokens, text = base
         scripts = []
@@ -247,8 +315,15 @@ def test_random_trees():
 def test_random_input_is_idempotent_or_an_error():
     "Any string of commands: a normal form that is a fixed point, or a TokenizeError; never anything else."
     rng = random.Random(1)
-    pool = [*tokenizer.LEAVES, *tokenizer.DROPPED, *4 * list(tokenizer.COMMANDS), *4 * list(tokenizer.INFIX), *25 * list("{}[]^_'&$*"), *10 * [r"\\", r"\hline", r"\of", "3pt"],
-            *(rf"\{side}{{{name}}}" for side in ("begin", "end") for name in tokenizer.ENVIRONMENTS)]
+    pool = [
+        *tokenizer.LEAVES,
+        *tokenizer.DROPPED,
+        *4 * list(tokenizer.COMMANDS),
+        *4 * list(tokenizer.INFIX),
+        *25 * list("{}[]^_'&$*"),
+        *10 * [r"\\", r"\hline", r"\of", "3pt"],
+        *(rf"\{side}{{{name}}}" for side in ("begin", "end") for name in tokenizer.ENVIRONMENTS),
+    ]
     accepted = 0
     for _ in range(15_000):
         latex = " ".join(rng.choice(pool) for _ in range(rng.randint(1, 8)))
@@ -264,16 +339,18 @@ def test_random_input_is_idempotent_or_an_error():
 def test_every_symbol_and_synonym():
     assert not set(tokenizer.SYNONYMS) & tokenizer.SYMBOLS
     for symbol in tokenizer.SYMBOLS: assert tokenize(symbol) == [symbol]
-    for synonym, symbol in tokenizer.SYNONYMS.items(): assert tokenize(synonym) == [symbol] and symbol not in tokenizer.SYNONYMS
+    for synonym, symbol in tokenizer.SYNONYMS.items():
+        assert tokenize(synonym) == [symbol] and symbol not in tokenizer.SYNONYMS
     for sign, symbol in tokenizer.UNICODE.items(): assert tokenize(sign) == [symbol]
 
 
 def test_signs_are_the_typesetters():
-    "Each sign that the typesetter's font draws for one symbol is in the table, and each sign is drawn as its symbol is."
+    "Each sign that the typesetter's font draws for one symbol is in the table; each sign is drawn as its symbol is."
     from formula_gan.rendering import typeset
     def drawn(latex): return [glyph.char for glyph in typeset(latex).glyphs]
     for symbol in tokenizer.SYMBOLS - {'"'}:
-        if len(char := "".join(drawn(symbol))) == 1 and not char.isascii(): assert char in tokenizer.UNICODE or tokenizer.spell(char)[0], (symbol, char)
+        if len(char := "".join(drawn(symbol))) == 1 and not char.isascii():
+            assert char in tokenizer.UNICODE or tokenizer.spell(char)[0], (symbol, char)
     for sign in tokenizer.UNICODE: assert drawn(sign) == drawn(tokenizer.UNICODE[sign]), sign
 
 
@@ -308,10 +385,12 @@ def test_vocab_decodes_arrays():
 
 
 def test_vocab_unknown():
-    vocab, counted = Vocab.crohme(), Counter()
+    vocab = Vocab.crohme()
+    counted = Counter()
     with pytest.raises(KeyError) as caught: vocab.encode(["x", r"\otimes"])
     assert caught.value.args == (r"\otimes",) and caught.value.symbol == r"\otimes" and "otimes" in str(caught.value)
-    assert isinstance(caught.value, FormulaGanError) and isinstance(pickle.loads(pickle.dumps(caught.value)), UnknownSymbolError)
+    assert isinstance(caught.value, FormulaGanError)
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), UnknownSymbolError)
     assert vocab.decode(vocab.encode(["x", r"\otimes", "y", r"\otimes"], unknown="skip", skipped=counted)) == ["x", "y"]
     assert counted == {r"\otimes": 2}
     with pytest.raises(KeyError): vocab.encode(["<end>"])
@@ -339,17 +418,33 @@ def picture(latex):
 
 
 @pytest.mark.parametrize("latex", [
-    r"\left({x^2}^3+\tfrac12\right)_n", r"{}_n C_r = {n \choose k}", r"\sum\limits_{i\ne j}\bigl|x_i\bigr|", r"f''(x)\not\equiv 0", r"\sqrt[3]{\mathrm d x\over\mathrm d t}",
-    r"\begin{cases}1&\text{if }x\ge 0\\0&\text{otherwise}\end{cases}", r"\mathop{\rm argmax}_x\mathbb{P}(x\mid y)", r"\left\{{a\atop b}\right\}", r"\overset{!}{=}\underbrace{ab}_{n}",
-    r"\sideset{}{'}\sum_{i} x", r"\begin{array}{c|c}1&2\\\hline 3&{[}4]\end{array}", r"A\xrightarrow[f]{g}B\pmod{p}",
-    r"\ce{H2O -> H2 + 1/2O2}", r"\ce{Fe^{III} + 2 OH- ->[\Delta] Fe(OH)2 v}", r"\pu{123 kJ mol-1}", r"\Braket{a|b}\Set{x}a\coloneqq\prescript{2}{1}{H}", "½ ≤ 𝐱⁻¹ⁿ ⋅ â ≢ ∯"[:-1]])
+    r"\left({x^2}^3+\tfrac12\right)_n",
+    r"{}_n C_r = {n \choose k}",
+    r"\sum\limits_{i\ne j}\bigl|x_i\bigr|",
+    r"f''(x)\not\equiv 0",
+    r"\sqrt[3]{\mathrm d x\over\mathrm d t}",
+    r"\begin{cases}1&\text{if }x\ge 0\\0&\text{otherwise}\end{cases}",
+    r"\mathop{\rm argmax}_x\mathbb{P}(x\mid y)",
+    r"\left\{{a\atop b}\right\}",
+    r"\overset{!}{=}\underbrace{ab}_{n}",
+    r"\sideset{}{'}\sum_{i} x",
+    r"\begin{array}{c|c}1&2\\\hline 3&{[}4]\end{array}",
+    r"A\xrightarrow[f]{g}B\pmod{p}",
+    r"\ce{H2O -> H2 + 1/2O2}",
+    r"\ce{Fe^{III} + 2 OH- ->[\Delta] Fe(OH)2 v}",
+    r"\pu{123 kJ mol-1}",
+    r"\Braket{a|b}\Set{x}a\coloneqq\prescript{2}{1}{H}",
+    "½ ≤ 𝐱⁻¹ⁿ ⋅ â ≢ ∯"[:-1],
+])
 def test_same_picture(latex):
     assert picture(normalize(latex)) == picture(latex)
 
 
 def test_every_symbol_typesets():
     from formula_gan.rendering import typeset
-    names = tokenizer.SYMBOLS | {f"{alphabet}{{{letter}}}" for alphabet, letters in tokenizer.STYLED.items() for letter in letters}
+    names = tokenizer.SYMBOLS | {f"{alphabet}{{{letter}}}"
+                                 for alphabet, letters in tokenizer.STYLED.items()
+                                 for letter in letters}
     for name in sorted(names): typeset(normalize(name))
 
 
@@ -360,11 +455,13 @@ def data_folder(): return Path(os.environ["FORMULA_GAN_DATA"])
 
 def captions():
     with open(data_folder() / "crohme2014_captions.tsv", encoding="utf-8") as file:
-        return {(row["split"], row["id"]): row["latex"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+        return {(row["split"], row["id"]): row["latex"]
+                for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
 
 
 def in_normal_order(caption):
-    "The stated folding, by substitution in the caption's tokens: `\\limits` goes, `'` is `\\prime`, a subscript goes before a superscript."
+    """The stated folding, by substitution in the caption's tokens: `\\limits` goes, `'` is `\\prime`, a subscript goes
+    before a superscript."""
     text = caption.replace(r"\limits ", "").replace("'", r"\prime")
     group = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
     return re.sub(rf"(\^ {group}) (_ {group})", r"\2 \1", text)
@@ -380,7 +477,9 @@ def test_captions_are_fixed_points():
 
 @pytest.mark.real_data
 def test_agreement_with_captions():
-    found, good, total = captions(), Counter(), Counter()
+    found = captions()
+    good = Counter()
+    total = Counter()
     with zipfile.ZipFile(data_folder() / "crohme2014.zip") as archive:
         for name in archive.namelist():
             key = ("train" if "Train" in name else "test", Path(name).stem)
@@ -396,7 +495,9 @@ def test_agreement_with_captions():
 
 @pytest.mark.real_data
 def test_wikipedia():
-    symbols, formulas, errors, short, inside, both = set(CROHME_SYMBOLS), 0, Counter(), 0, 0, 0
+    symbols = set(CROHME_SYMBOLS)
+    errors = Counter()
+    formulas = short = inside = both = 0
     lines = read_wikipedia()
     start = time.process_time()
     for line in lines:
@@ -410,7 +511,8 @@ def test_wikipedia():
                 both += len(tokens) <= 50
             if formulas % 10 == 0: assert tokenize(" ".join(tokens)) == tokens
     seconds = time.process_time() - start
-    print(f"{formulas} formulas in {seconds:.1f} s; {sum(errors.values())} errors; {short} short, {inside} in CROHME's symbols, {both} both", errors)
+    print(f"{formulas} formulas in {seconds:.1f} s; {sum(errors.values())} errors;",
+          f"{short} short, {inside} in CROHME's symbols, {both} both", errors)
     assert formulas == 306_638 and sum(errors.values()) < 0.0005 * formulas
     assert 255_000 < short < 270_000 and 110_000 < both < 120_000 < inside
     assert formulas / seconds > 3000  # 40,000 on an idle core

@@ -21,17 +21,20 @@ from formula_gan.task_model import Recognizer, RecognizerConfig
 from formula_gan.tokenizer import Vocab
 from formula_gan import trainer
 from formula_gan.tasks import GanTask, RecognizerTask
-from formula_gan.trainer import (Z_CAP, Checkpoint, GanModels, Log, Trainer, batch_loader, frozen, gan_step, place, pooled_l1,
-                                 reconstruction_step, stroke_change, target_class, update_average, z_term)
+from formula_gan.trainer import (Z_CAP, Checkpoint, GanModels, Log, Trainer, batch_loader, frozen, gan_step, place,
+                                 pooled_l1, reconstruction_step, stroke_change, target_class, update_average, z_term)
 
 VOCAB = Vocab.from_tokens([["1", "+", "-"]])
-TINY = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=16, dropout=0.1)
-PROFILE = get_profile("demo", batch=2, warmup_iterations=2, gan_iterations=4, recognizer_batch=2, recognizer_steps=6, recognizer_stride=8)
+TINY = RecognizerConfig(layers=1, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=16,
+                        dropout=0.1)
+PROFILE = get_profile("demo", batch=2, warmup_iterations=2, gan_iterations=4, recognizer_batch=2, recognizer_steps=6,
+                      recognizer_stride=8)
 
 
 def drawn(domain, seed=0):
     rng = np.random.default_rng(seed)
-    return ImageSet([(rng.random((8 + i, 20 - i)) > 0.8).astype("float32") for i in range(5)], ["1", "1 + 1", "-", "- 1", "1"], domain)
+    return ImageSet([(rng.random((8 + i, 20 - i)) > 0.8).astype("float32") for i in range(5)],
+                    ["1", "1 + 1", "-", "- 1", "1"], domain)
 
 
 def make_gan(profile=PROFILE, **options):
@@ -41,7 +44,8 @@ def make_gan(profile=PROFILE, **options):
 def make_reader(profile=PROFILE, seed=0): return RecognizerTask(profile, [drawn(PRINTED)], VOCAB, seed, TINY)
 
 
-def weights(task): return {f"{m}.{k}": v.clone() for m, module in task.modules.items() for k, v in module.state_dict().items()}
+def weights(task):
+    return {f"{m}.{k}": v.clone() for m, module in task.modules.items() for k, v in module.state_dict().items()}
 
 
 def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -51,7 +55,8 @@ def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for
 def step():
     torch.manual_seed(0)
     models = GanModels(Generator(8), Discriminator(8), Recognizer(VOCAB, TINY))
-    batch = collate([np.eye(16, 40, dtype="float32"), np.ones((9, 20), "float32")], [VOCAB.encode(["1", "+"]), VOCAB.encode(["-"])], [1, 0])
+    batch = collate([np.eye(16, 40, dtype="float32"), np.ones((9, 20), "float32")],
+                    [VOCAB.encode(["1", "+"]), VOCAB.encode(["-"])], [1, 0])
     return models, batch, torch.randn(2, 120)
 
 
@@ -62,8 +67,15 @@ def test_gan_step_changes_no_parameter(step):
     assert all(torch.equal(before[n, k], v) for n, m in vars(models).items() for k, v in m.named_parameters())
 
 
-@pytest.mark.parametrize("loss, learner", [("g_hinge", "generator"), ("anchor", "generator"), ("task_fake", "generator"), ("d_hinge", "discriminator"),
-                                           ("z_term", "generator"), ("task_target", "task"), ("task_source", "task")])
+@pytest.mark.parametrize("loss, learner", [
+    ("g_hinge", "generator"),
+    ("anchor", "generator"),
+    ("task_fake", "generator"),
+    ("d_hinge", "discriminator"),
+    ("z_term", "generator"),
+    ("task_target", "task"),
+    ("task_source", "task"),
+])
 def test_each_loss_reaches_one_player(step, loss, learner):
     models, batch, z = step
     losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 1.0, 1.0, z_reward=1.0, second=torch.randn(2, 120))
@@ -73,7 +85,12 @@ def test_each_loss_reaches_one_player(step, loss, learner):
         assert touched == (name == learner), f"{loss} reaches {name}"
 
 
-@pytest.mark.parametrize("loss, learner", [("copy", "generator"), ("d_hinge", "discriminator"), ("task_target", "task"), ("task_source", "task")])
+@pytest.mark.parametrize("loss, learner", [
+    ("copy", "generator"),
+    ("d_hinge", "discriminator"),
+    ("task_target", "task"),
+    ("task_source", "task"),
+])
 def test_each_loss_of_the_warm_up_reaches_one_player(step, loss, learner):
     models, batch, z = step
     losses, fake = reconstruction_step(models, batch, batch, z, 1 - batch.domain)
@@ -90,7 +107,9 @@ def test_lambda_weighs_the_task_loss(step):
     for lambda_ in (1.0, 3.0):
         losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, lambda_)
         parts = {k: float(v.detach()) for k, v in losses.items()}
-        assert parts["total"] == pytest.approx(sum(parts[k] for k in ("g_hinge", "d_hinge", "task_target", "task_source")) + lambda_ * parts["task_fake"], rel=1e-4)
+        total = sum(parts[k] for k in ("g_hinge", "d_hinge", "task_target", "task_source"))
+        total += lambda_ * parts["task_fake"]
+        assert parts["total"] == pytest.approx(total, rel=1e-4)
     losses, _ = gan_step(models, batch, batch, z, 1 - batch.domain, 0.0)
     assert not [k for k in losses if k.startswith("task")]
 
@@ -98,7 +117,8 @@ def test_lambda_weighs_the_task_loss(step):
 def test_fakes_leave_the_task_models_statistics_alone(step):
     models, batch, _ = step
     before = {k: v.clone() for k, v in models.task.named_buffers()}
-    with frozen(models.task, evaluate=True): models.task.loss(torch.rand_like(batch.x).requires_grad_(), batch.mask, batch.ids).backward()
+    with frozen(models.task, evaluate=True):
+        models.task.loss(torch.rand_like(batch.x).requires_grad_(), batch.mask, batch.ids).backward()
     assert all(torch.equal(before[k], v) for k, v in models.task.named_buffers()) and models.task.training
     assert all(p.requires_grad and p.grad is None for p in models.task.parameters())
 
@@ -108,7 +128,8 @@ def test_one_backward_pass_serves_all_players(step):
     models, batch, z = step
     for module in models.task.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.0
-    c, twin = 1 - batch.domain, copy.deepcopy(models)
+    c = 1 - batch.domain
+    twin = copy.deepcopy(models)
     losses, _ = gan_step(models, batch, batch, z, c)
     losses["total"].backward()
     fake = twin.generator(batch.x, z, c, batch.mask)
@@ -120,22 +141,31 @@ def test_one_backward_pass_serves_all_players(step):
 
 
 def test_target_class_policies():
-    domain, draw = torch.tensor([0, 1] * 200), torch.Generator().manual_seed(0)
-    assert torch.equal(target_class(domain, "opposite", draw), 1 - domain) and target_class(domain, "handwritten", draw).all()
+    domain = torch.tensor([0, 1] * 200)
+    draw = torch.Generator().manual_seed(0)
+    assert torch.equal(target_class(domain, "opposite", draw), 1 - domain)
+    assert target_class(domain, "handwritten", draw).all()
     assert 0.4 < target_class(domain, "random", draw).float().mean() < 0.6
     with pytest.raises(FormulaGanError, match="opposite, random, handwritten"): target_class(domain, "swap", draw)
 
 
 def test_anchor_forgives_small_moves():
-    x = torch.zeros(1, 1, 16, 32); x[..., 4:6, 4:28] = 1
-    mask, moved = torch.ones_like(x), torch.roll(x, 1, 2)
+    x = torch.zeros(1, 1, 16, 32)
+    x[..., 4:6, 4:28] = 1
+    mask = torch.ones_like(x)
+    moved = torch.roll(x, 1, 2)
     assert pooled_l1(x, x, mask) == 0 and pooled_l1(moved, x, mask) < 0.7 * pooled_l1(torch.roll(x, 6, 2), x, mask)
 
 
 def test_term_rewards_pictures_that_differ_more():
-    x = torch.zeros(2, 1, 16, 64); x[..., 7:9, 4:60] = 1
+    x = torch.zeros(2, 1, 16, 64)
+    x[..., 7:9, 4:60] = 1
     z, other = torch.zeros(2, 8), 2 * torch.ones(2, 8)
-    def lifted(columns, by=5): y = x.clone(); y[..., 7:9, :columns] = 0; y[..., 7 - by:9 - by, 4:columns] = x[..., 7:9, 4:columns]; return y
+    def lifted(columns, by=5):
+        y = x.clone()
+        y[..., 7:9, :columns] = 0
+        y[..., 7 - by:9 - by, 4:columns] = x[..., 7:9, 4:columns]
+        return y
     terms = [float(z_term(x, lifted(columns), z, other)) for columns in (4, 8, 16, 28)]
     assert terms[0] == 0 and terms == sorted(terms, reverse=True) and len(set(terms)) == 4 and terms[-1] > -Z_CAP
     assert z_term(x, lifted(28), z, 2 * other) == terms[-1] / 2  # the same for noises twice as far apart is worth half
@@ -145,10 +175,12 @@ def test_term_rewards_pictures_that_differ_more():
 
 def test_change_counts_no_cheap_ways():
     "Neither a move of the whole, nor paleness, nor haze; a thicker pen much less than strokes elsewhere."
-    x = torch.zeros(1, 1, 32, 64); x[..., 15:17, 8:56] = 1
+    x = torch.zeros(1, 1, 32, 64)
+    x[..., 15:17, 8:56] = 1
     thick, moved = x.clone(), x.clone()
     thick[..., 14:18, 8:56] = 1
-    moved[..., 15:17, 32:56] = 0; moved[..., 9:11, 32:56] = 1
+    moved[..., 15:17, 32:56] = 0
+    moved[..., 9:11, 32:56] = 1
     assert stroke_change(x, x.roll((1, -2), (2, 3))) == 0 and stroke_change(x, x.roll(8, 2)) > 0.99
     assert stroke_change(x, 0.5 * x) < 1e-6 and stroke_change(x, (x + 0.2).clamp(max=1)) < 1e-6
     assert stroke_change(x, thick) < 0.4 * stroke_change(x, moved)
@@ -170,8 +202,10 @@ def test_term_is_weighed_and_shares_its_batch(step, monkeypatch):
 def test_reward_raises_the_difference(step):
     "A few steps of the term alone."
     models, batch, z = step
-    other, c = torch.randn(2, 120), 1 - batch.domain
-    optimizer, terms = torch.optim.Adam(models.generator.parameters(), 1e-3), []
+    other = torch.randn(2, 120)
+    c = 1 - batch.domain
+    optimizer = torch.optim.Adam(models.generator.parameters(), 1e-3)
+    terms = []
     for _ in range(8):
         terms.append(gan_step(models, batch, batch, z, c, 0.0, z_reward=1.0, second=other)[0]["z_term"])
         optimizer.zero_grad(), terms[-1].backward(), optimizer.step()
@@ -187,7 +221,8 @@ def test_average_follows():
 
 def test_log_appends(tmp_path):
     "One line at a time to the same file; only a new column writes it anew."
-    log, path = Log(tmp_path / "log.csv"), tmp_path / "log.csv"
+    log = Log(tmp_path / "log.csv")
+    path = tmp_path / "log.csv"
     log.add({"step": 1, "a": 1.0})
     file = path.stat().st_ino
     for step in (2, 3): log.add({"step": step, "a": float(step)})
@@ -230,13 +265,20 @@ def test_checkpoints_of_earlier_versions_are_continued(tmp_path):
     "The file as it has been since the first version."
     task = make_reader()
     Trainer(task, tmp_path / "run", progress=False).run()
-    state = {"step": 6, "minutes": 0.5, "best": 1.5, "spec": json.dumps(task.spec, sort_keys=True),
-             "modules": {k: m.state_dict() for k, m in task.modules.items()},
-             "optimizers": {k: o.state_dict() for k, o in task.optimizers.items()}, "task": {"best": 1.5, "waited": 1, "drops": 1}}
+    state = {
+        "step": 6,
+        "minutes": 0.5,
+        "best": 1.5,
+        "spec": json.dumps(task.spec, sort_keys=True),
+        "modules": {k: m.state_dict() for k, m in task.modules.items()},
+        "optimizers": {k: o.state_dict() for k, o in task.optimizers.items()},
+        "task": {"best": 1.5, "waited": 1, "drops": 1},
+    }
     torch.save(state, tmp_path / "checkpoint.pt")
     again = make_reader()
     trainer = Trainer(again, tmp_path, progress=False)
-    assert (trainer.step, trainer.minutes, trainer.best, again.state) == (6, 0.5, 1.5, state["task"]) and equal(weights(task), weights(again))
+    assert (trainer.step, trainer.minutes, trainer.best, again.state) == (6, 0.5, 1.5, state["task"])
+    assert equal(weights(task), weights(again))
     assert Checkpoint(tmp_path / "none.pt", again).load() == {}
 
 
@@ -283,7 +325,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, number, code, minutes
     script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "part"), minutes=minutes)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("step") and int(line.split()[1]) >= 10: process.send_signal(number); break
+        if line.startswith("step") and int(line.split()[1]) >= 10:
+            process.send_signal(number)
+            break
     process.stdout.read()
     assert process.wait(60) == code
     resumed = make()
@@ -305,7 +349,9 @@ def test_best_weights_are_kept(tmp_path):
     values = iter([3.0, 1.0, 2.0])
     task = make_reader()
     kept = {}
-    def metric(task): kept[value := next(values)] = task.model.decoder.out.weight.clone(); return {"metric": value}
+    def metric(task):
+        kept[value := next(values)] = task.model.decoder.out.weight.clone()
+        return {"metric": value}
     Trainer(task, tmp_path, metric=metric, metric_every=2, progress=False).run()
     from formula_gan.task_model import load_recognizer
     assert torch.equal(load_recognizer(tmp_path / "best.safetensors").decoder.out.weight, kept[1.0])
@@ -313,7 +359,8 @@ def test_best_weights_are_kept(tmp_path):
 
 def test_foreign_and_damaged_checkpoints_are_refused(tmp_path):
     Trainer(make_reader(), tmp_path, progress=False).run()
-    with pytest.raises(FormulaGanError, match="another configuration"): Trainer(make_reader(seed=1), tmp_path, progress=False)
+    with pytest.raises(FormulaGanError, match="another configuration"):
+        Trainer(make_reader(seed=1), tmp_path, progress=False)
     data = (tmp_path / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(data[:len(data) // 2])
     with pytest.raises(FormulaGanError, match="damaged"): Trainer(make_reader(), tmp_path, progress=False)
@@ -336,12 +383,15 @@ def test_two_processes_stay_equal(tmp_path):
                       f"trainer = Trainer(task, {str(tmp_path / 'run')!r}, progress=False)\n"
                       "trainer.run()\n"
                       "names = dict(task.model.named_parameters())\n"
-                      f"torch.save({{k: names[k].detach() for k in names}}, {str(tmp_path)!r} + f'/rank{{trainer.accelerator.process_index}}.pt')\n"
+                      f"path = {str(tmp_path)!r} + f'/rank{{trainer.accelerator.process_index}}.pt'\n"
+                      "torch.save({k: names[k].detach() for k in names}, path)\n"
                       "assert trainer.accelerator.num_processes == 2\n"
                       "trainer.rename_last(trainer.folder / 'other.safetensors')\n"
-                      "assert (trainer.folder / 'other.safetensors').exists() and not (trainer.folder / 'last.safetensors').exists()\n")
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d",
-                    "--rdzv-endpoint", "localhost:0", str(script)], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                      "assert (trainer.folder / 'other.safetensors').exists()\n"
+                      "assert not (trainer.folder / 'last.safetensors').exists()\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script)]
+    subprocess.run(command, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     a, b = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
     alone = make_reader()
     Trainer(alone, tmp_path / "alone", progress=False).run()
