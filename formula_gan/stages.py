@@ -646,8 +646,9 @@ def guided_recognizer(
     profile = run.profile
     recipe, config = guided_recipe(profile), guided_config(profile)
     height = profile.height if profile.sizing == "height" else profile.symbol_height
-    drawn = profile.sizing.partition("-")[0]
-    drawing = drawing or Drawing(height, drawn, exchange=profile.exchange, parts=profile.parts)
+    strokes = any(s.fields["figures"] in ("ink", "stitched") for s in sources)  # parts of pictures cannot be exchanged
+    drawing = drawing or Drawing(height, profile.sizing.partition("-")[0], exchange=profile.exchange,
+                                 parts=profile.parts if strokes else 0.0)
     if profile.network == "thin": drawing = dataclasses.replace(drawing, area=30_000)  # many small steps
     def build(folder):
         images, symbols = valid(), vocab()

@@ -223,7 +223,7 @@ def test_the_demo_is_read_at_15_px_and_table_1_at_8():
 
 def test_real_datas_stages_keep_their_names():
     "What was added later is in no identity where it is off."
-    run = make_run("laptop", progress=False, updates=7_100, exchange=0)
+    run = make_run("laptop", progress=False, updates=7_100, exchange=0, parts=0)
     model = large_model(run, RECOGNITION_ROWS["V"], training_figures(run, RECOGNITION_ROWS["V"]), "guided")
     assert "curriculum" not in model.fields["recipe"] and "demo_ink" not in stages.corpus(run).fields
     assert model.folder.name == "recognizer-f6137829048e"  # as in the published run's cache
