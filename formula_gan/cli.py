@@ -34,6 +34,7 @@ EXAMPLES = {
     "write": r"""
   formula-gan write '\frac{1}{2} x^2' -o half.png --scale 4
   formula-gan write 'e^{i\pi} + 1 = 0' -o euler.svg --styles 3
+  formula-gan write 'a + b' -o mine.png --style my_notes.jpg
   formula-gan write 'E = mc^2' --writer stitched --ink crohme2014.zip --ink-colour navy --paper squared
   formula-gan write -o minus.png -- '-x + 1'""",
     "normalize": r"""
@@ -182,6 +183,10 @@ def add_writing(
     parser.add_argument("--pen", type=float, default=0.0,
                         help="width of the pen in median symbol heights, 0.03 to 0.3; the GAN's pen becomes three "
                              "quarters as wide at least (default 0: as written)")
+    parser.add_argument("--slant", type=float,
+                        help="of the hand, to the right per height, -0.5 to 0.5 (default: each image's own)")
+    parser.add_argument("--style", metavar="IMAGE",
+                        help="take pen and slant from a sample of handwriting: a photo or scan of a formula or a line")
     parser.add_argument("--ink-colour", default="", help="CSS name or #rrggbb (default black)")
     parser.add_argument("--paper-colour", default="", help="CSS name or #rrggbb (default white)")
     parser.add_argument("--paper", default="", choices=["", "ruled", "squared"], help="lines on the paper")

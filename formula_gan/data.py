@@ -641,11 +641,14 @@ def draw_by_hand(
     size: float,  # relative to the matched size
     seed: int,
     loose: float = 0.0,  # of its symbols, as of `drawing.Hand`
+    slant: float | None = None,  # to the right, per height; None: a random one
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
     "A figure as training draws it, with a pen and a slant of its own, and the boxes of its tokens."
+    from formula_gan.drawing import leaning
     rng = np.random.default_rng(seed)
     drawing = Drawing(profile.symbol_height, loose=loose)
     hand = random_hand(drawing, size * profile.symbol_height, *proportions(rng), rng)
+    if slant is not None: hand = leaning(hand, figure, slant)
     return figure.draw(hand, rng, (1, 1, 1, 1))
 
 
@@ -655,10 +658,11 @@ def draw_loose(
     profile: Profile,
     size: float,  # relative to the matched size
     seed: int,
+    slant: float | None = None,  # as for `draw_by_hand`
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
     "Print as a profile loosens it, by a random hand, and the boxes of its tokens."
     from formula_gan.drawing import print_figure
-    return draw_by_hand(print_figure(latex, layout), profile, size, seed, profile.loose)
+    return draw_by_hand(print_figure(latex, layout), profile, size, seed, profile.loose, slant)
 
 # %% ../nbs/04_data.ipynb #60c4467d
 def draw_item(

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FINE', 'Figure', 'make_figure', 'thinned', 'ink_figure', 'path_polygons', 'layout_outlines', 'print_figure', 'Hand',
-           'draw_hand', 'bend', 'token_boxes', 'draw_figure', 'fault_unit', 'patches', 'paper_lines', 'ruling',
-           'photo_faults', 'stitched_figure', 'Picture', 'print_boxes', 'ink_boxes', 'box_list', 'PictureSet',
-           'FigureSet']
+           'draw_hand', 'bend', 'token_boxes', 'draw_figure', 'slant_of', 'leaning', 'fault_unit', 'patches',
+           'paper_lines', 'ruling', 'photo_faults', 'stitched_figure', 'Picture', 'print_boxes', 'ink_boxes',
+           'box_list', 'PictureSet', 'FigureSet']
 
 # %% ../nbs/03b_drawing.ipynb #73602c8a
 import functools, re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -273,6 +273,32 @@ def draw_figure(
         for n in np.unique(figure.symbol[figure.filled]):
             _fill(canvas, [lines[i] for i in np.flatnonzero((figure.symbol == n) & figure.filled)], bits, extra)
     return cv2.resize(canvas, (w, h), interpolation=cv2.INTER_AREA), token_boxes(figure, points, pen)
+
+# %% ../nbs/03b_drawing.ipynb #30ffe065
+def slant_of(
+    image: np.ndarray,  # (h, w), ink bright
+) -> float:  # to the right, per height; 0 where nothing stands upright
+    "How far strokes within 35 degrees of upright lean, on average, each edge weighted by its strength."
+    import cv2
+    soft = cv2.GaussianBlur(np.pad(np.float32(image), 4), (0, 0), 1.0)
+    across, down = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+    strength = np.hypot(across, down)
+    upright = (np.abs(down) < 0.7 * np.abs(across)) & (strength > 0)
+    if not upright.any(): return 0.0
+    return float(np.average(down[upright] / across[upright], weights=strength[upright]))
+
+
+def leaning(
+    hand: Hand,
+    figure: Figure,
+    slant: float,  # to the right, per height
+) -> Hand:
+    "A hand that makes a figure lean so, within 0.7 of its own slant."
+    still = replace(hand, shear=0.0, turn=0.0, wave=0.0, loose=0.0)
+    for _ in range(5):  # slant grows more slowly than shear
+        lacks = slant - slant_of(figure.draw(still, np.random.default_rng(0))[0])
+        still = replace(still, shear=float(np.clip(still.shear + lacks, -0.7, 0.7)))
+    return replace(hand, shear=still.shear)
 
 # %% ../nbs/03b_drawing.ipynb #f3c80a3d
 def fault_unit(

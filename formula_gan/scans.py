@@ -6,9 +6,9 @@
 __all__ = ['IMAGE_FORMATS', 'LARGEST_IMAGE', 'WORKING_AREA', 'PICTURES', 'check_size', 'open_image', 'array_image', 'to_gray',
            'on_paper', 'has_light_ink', 'reduced', 'paper_level', 'shadow_tips', 'dark_runs', 'dark_margin',
            'without_margin', 'find_ink', 'drop_frame', 'long_bars', 'ends', 'drop_rules', 'drop_specks', 'pen_width',
-           'thicken', 'prepare_image', 'resized_ink', 'tar_members', 'folder_members', 'bare_name', 'parse_captions',
-           'caption_key', 'TestSet', 'picture_profile', 'read_member', 'manifest_captions', 'member_captions',
-           'read_test_set']
+           'thicken', 'clean_ink', 'prepare_image', 'resized_ink', 'tar_members', 'folder_members', 'bare_name',
+           'parse_captions', 'caption_key', 'TestSet', 'picture_profile', 'read_member', 'manifest_captions',
+           'member_captions', 'read_test_set']
 
 # %% ../nbs/04a_scans.ipynb #6e721922
 import dataclasses, io, json, re, tarfile, warnings, zipfile
@@ -337,6 +337,13 @@ def thicken(
     return cv2.addWeighted(cv2.dilate(picture, square), reach - whole, picture, 1 - reach + whole, 0)
 
 # %% ../nbs/04a_scans.ipynb #265a17e5
+def clean_ink(
+    image,  # as for `prepare_image`
+) -> tuple[np.ndarray, float]:  # float32 (h, w) in [0, 1], cropped; its symbol height in px
+    "The ink of an image alone."
+    return drop_specks(drop_rules(drop_frame(find_ink(to_gray(image)))))
+
+
 def prepare_image(
     image,  # path, PIL image, or array (h, w), (h, w, 3) or (h, w, 4); dark on light or light on dark
     profile: Profile,  # sets the size
@@ -344,7 +351,7 @@ def prepare_image(
     """An image as `draw_ink` would have drawn it: ink found, polarity and light evened out, a frame left out, symbols
     and pen at the profile's size, at most 640,000 px. Raises `FormulaGanError` for what is no image, too large,
     or blank."""
-    ink, symbol = drop_specks(drop_rules(drop_frame(find_ink(to_gray(image)))))
+    ink, symbol = clean_ink(image)
     pen = max(1.5, 0.1 * profile.symbol_height)
     width = pen_width(ink)
     if profile.sizing == "height": scale = (profile.height - 2) / ink.shape[0]

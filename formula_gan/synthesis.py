@@ -369,7 +369,7 @@ def origin(
 # %% ../nbs/08_synthesis.ipynb #fbb3bbb8
 # of the manifest and of metadata
 FIELDS = tuple("""key file file_name number line style latex tokens font size width height spacing seed item_seed writer
-weights ink scale pen ink_colour paper_colour paper faults reading score skipped""".split())
+weights ink scale pen slant ink_colour paper_colour paper faults reading score skipped""".split())
 
 
 def source_fields(
@@ -498,7 +498,8 @@ def make_shards(
                     continue
                 with claim_shard(out, name) as mine:
                     if mine and not (found := is_finished(out, name, settings["format"])):
-                        items = [plan_item(latexes, i, styles, settings["seed"]) for i in indices]
+                        items = [plan_item(latexes, i, styles, settings["seed"], settings.get("slant"))
+                                 for i in indices]
                         make_shard(items, name, out, settings, bar=bar, **tools)
                 if not mine:
                     result.left += 1
@@ -534,7 +535,7 @@ def synthesize(
     writer: str = "gan",  # or "stitched", from `ink`; or "mixed", half each
     ink: SymbolBank | str | Path | None = None,  # a bank, or a folder or zip of InkML that marks its symbols
     sources: list[tuple[int, dict]] | None = None,  # for the manifest: each formula's line, from 1, and other columns
-    **look,  # further fields of `pictures.Look`: pen, ink_colour, paper_colour, paper, faults
+    **look,  # further fields of `pictures.Look`: pen, slant, ink_colour, paper_colour, paper, faults
 ) -> Synthesis:
     """Handwriting for a list of LaTeX, as shards with a manifest. Formulas that cannot be written are listed, never
     fatal. Give the same call again after an interruption: finished shards are kept. Raises `FormulaGanError` for
@@ -550,6 +551,7 @@ def synthesize(
     min_score = cast_value("min_score", min_score, float)
     look = Look(scale, **look)
     check_format(format, look)
+    shown = {name: value for name, value in asdict(look).items() if name != "slant" or value is not None}
     check_options(latexes, styles, shard_size, min_score, workers)
     if vocabulary not in ("", "crohme"): raise FormulaGanError(f"no vocabulary {vocabulary!r}: give crohme, or none")
     if sources is not None and len(sources) != len(latexes):
@@ -561,7 +563,7 @@ def synthesize(
     generator = generator if isinstance(generator, Generator) else load_generator(generator)
     settings = set_settings(latexes, generator, model, bank, styles=styles, seed=seed, format=format,
                             min_score=min_score, exact=exact, shard_size=shard_size, vocabulary=vocabulary,
-                            writer=writer, **asdict(look), **sources_setting(sources))
+                            writer=writer, **shown, **sources_setting(sources))
     chosen = Filter(model and model.to(device, memory_format=torch.channels_last).eval(), min_score, exact)
     try:
         claim_folder(out, settings)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .core import FormulaGanError, Profile, cast_value, derive_seed, mixed_precision, pick_device
 from .data import (HANDWRITTEN, PRINTED, Drawing, ImageSet, draw_loose, draw_print, margin, ordered_batches,
                               print_bold, proportions, random_hand)
-from .drawing import Figure, stitched_figure
+from .drawing import Figure, leaning, stitched_figure
 from .pictures import Look, change_pen, enlarge, picture, svg
 from .reading import trained_profile
 from .rendering import FONTS, typeset_many
@@ -90,6 +90,7 @@ class Item:
     font: str
     size: float  # relative to the generator's median symbol height
     spacing: float  # em
+    slant: float | None = None  # of the hand, as of `pictures.Look`
 
     @property
     def name(self) -> str: return f"{self.number:08d}-{self.style:02d}"
@@ -100,6 +101,7 @@ def plan_item(
     index: int,  # of the image: styles of one formula follow each other
     styles: int,  # per formula
     seed: int,
+    slant: float | None = None,  # as of `pictures.Look`
 ) -> Item:
     "The item at an index; a whole set is the items from 0 to `len(latexes) * styles`."
     number, style = divmod(index, styles)
@@ -109,7 +111,7 @@ def plan_item(
     size = round(float(rng.uniform(*SIZES)), 3)
     wide = rng.random() < 0.3
     spacing = round(float(rng.uniform(0, 0.3)), 3)
-    return Item(number, style, latexes[number], item_seed, font, size, spacing if wide else 0.0)
+    return Item(number, style, latexes[number], item_seed, font, size, spacing if wide else 0.0, slant)
 
 # %% ../nbs/07e_writing.ipynb #871bd6a0
 LARGEST_AREA = 2_560_000  # px of an image with its margin
@@ -136,7 +138,9 @@ def print_item(
     latex: str,  # its normal form
 ) -> np.ndarray:  # float32 (h, w)
     "An item in print."
-    if profile.loose: return draw_loose(latex, layout, profile, item.size, item.item_seed)[0] / np.float32(255)
+    if profile.loose or item.slant is not None:
+        image, _ = draw_loose(latex, layout, profile, item.size, item.item_seed, item.slant)
+        return image / np.float32(255)
     return draw_print(layout, profile, item.size)
 
 # %% ../nbs/07e_writing.ipynb #ca16d41d
@@ -228,6 +232,7 @@ def draw_stitched(
     rng = np.random.default_rng(derive_seed("hand", item.item_seed))
     hand = random_hand(Drawing(height, loose=LOOSE), item.size * height, *proportions(rng), rng)
     if pen: hand = replace(hand, pen=pen)
+    if item.slant is not None: hand = leaning(hand, figure, item.slant)
     return figure.draw(hand, rng, (1, 1, 1, 1))[0]
 
 # %% ../nbs/07e_writing.ipynb #d6ce597f
@@ -314,7 +319,7 @@ def write_sized(
     bank = check_writer(writer, ink)
     generator = generator if isinstance(generator, Generator) else load_generator(generator)
     profile = trained_profile(generator)
-    items = [plan_item([latex], i, styles, seed) for i in range(styles)]
+    items = [plan_item([latex], i, styles, seed, look.slant) for i in range(styles)]
     images, places, reasons = write_items(items, generator, profile, seed, pick_device(), writer=writer, bank=bank)
     if reasons: raise FormulaGanError(reasons[min(reasons)])
     rows = []
@@ -331,7 +336,7 @@ def write(
     writer: str = "gan",  # one of `WRITERS`
     ink: SymbolBank | str | Path | None = None,  # of a writer that stitches: a bank, or a folder or zip of InkML
     generator: Generator | str | Path = "default",  # a model, a .safetensors file, or a name of shipped weights
-    **look,  # fields of `pictures.Look`: scale, pen, ink_colour, paper_colour, paper, faults
+    **look,  # fields of `pictures.Look`: scale, pen, slant, ink_colour, paper_colour, paper, faults
 ) -> list[Image.Image]:  # one for each style; mode L, or RGB where a colour or lines are asked for
     "A formula in handwriting. Raises `FormulaGanError` where it cannot be written."
     look = Look(**look)

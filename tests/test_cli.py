@@ -378,6 +378,29 @@ def test_write(weights, tmp_path, capsys):
     assert not (tmp_path / "bad.png").exists()
 
 
+def test_style_of_a_sample(weights, tmp_path, capsys):
+    from formula_gan.drawing import Hand, ink_figure, leaning
+    from formula_gan.pictures import sample_look
+    from formula_gan.stitching import demo_inks
+    figure = ink_figure(demo_inks(["k + b = h"], writers=1, seed=2)[0])
+    drawn = figure.draw(leaning(Hand(40, 0.1), figure, 0.2), np.random.default_rng(0), (9, 9, 9, 9))[0]
+    Image.fromarray(255 - drawn).save(tmp_path / "sample.png")
+    sample = sample_look(tmp_path / "sample.png")
+    (tmp_path / "f.txt").write_text("x + 1\n")
+    def settings(name, *words):
+        words = ["synthesize", str(tmp_path / "f.txt"), str(tmp_path / name), "--generator", weights, *words]
+        assert cli.main(words) == 0
+        return json.loads((tmp_path / name / "synthesis.json").read_text())
+    assert "slant" not in settings("plain") and 0.1 < sample["slant"] < 0.3
+    assert sample.items() <= settings("like", "--style", str(tmp_path / "sample.png")).items()
+    given = settings("given", "--style", str(tmp_path / "sample.png"), "--slant", "0", "--pen", "0.2")
+    assert (given["slant"], given["pen"]) == (0.0, 0.2)
+    (tmp_path / "blank.png").write_bytes(b"")
+    words = ["write", "x", "--generator", weights, "-o", str(tmp_path / "x.png")]
+    assert cli.main([*words, "--style", str(tmp_path / "blank.png")]) == 2
+    assert "blank.png" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+
+
 def test_synthesize_from_ink(weights, tmp_path, capsys):
     from formula_gan.ink import write_inkml
     from formula_gan.stitching import demo_inks

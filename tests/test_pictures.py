@@ -103,6 +103,8 @@ def test_faults_come_from_the_seed_and_grow_with_the_picture(small):
     (dict(scale=9), "scale=9"),
     (dict(scale="x"), "scale"),
     (dict(pen=0.01), "pen=0.01"),
+    (dict(slant=-0.7), "slant=-0.7"),
+    (dict(slant="x"), "slant"),
     (dict(paper="torn"), "ruled or squared"),
     (dict(ink_colour="inky"), "no colour 'inky'"),
     (dict(paper_colour="#12"), "no colour"),

@@ -7,6 +7,7 @@ import torch
 
 from formula_gan.core import FormulaGanError
 from formula_gan.ink import read_inks, write_inkml
+from formula_gan.drawing import slant_of
 from formula_gan.pictures import Look
 from formula_gan.reading import trained_profile
 from formula_gan.sagan import Generator
@@ -166,6 +167,9 @@ def test_write(generator, bank):
     assert np.array_equal(four[2], write(FORMULAS[0], 3, generator=generator)[2])
     blue, = write(FORMULAS[0], 1, 0, "stitched", bank, generator, scale=3, ink_colour="navy")
     assert blue.mode == "RGB" and blue.height > 2 * four[0].height
+    left, right = (slant_of(255 - np.asarray(write(FORMULAS[0], 1, 0, "stitched", bank, generator, slant=slant)[0]))
+                   for slant in (-0.3, 0.3))
+    assert right - left > 0.2
     outline, = write_svg(FORMULAS[0], 1, 0, "stitched", bank, generator, scale=3)
     assert outline.startswith("<svg") and outline.count("Q") > 100
     for wrong, word in (
