@@ -77,7 +77,8 @@ def test_mistake_of_the_user_is_one_line(papermill, folder):
     done = papermill("bad.ipynb", "bad_out.ipynb", "-p", "lambda", "2", "--no-progress-bar", "--log-level", "ERROR")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("Error: no profile 'huge'")
-    assert "Traceback" not in done.stderr
+    assert "in get_profile" not in done.stderr  # no traceback of it; a kernel that is shut down may log its own
+    assert "Exception encountered" not in done.stderr
     executed = nbformat.read(folder / "bad_out.ipynb", 4)
     assert executed.cells[-2].outputs[0].ename == "FormulaGanError" and not executed.cells[-1].outputs
 
