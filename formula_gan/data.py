@@ -587,7 +587,8 @@ class FigureStream:
         from formula_gan.exchange import PartPool, SymbolPool, exchange, exchange_parts
         figure, drawing = self.sets[which][n], self.drawing
         if self.domains[which] == PRINTED or not hasattr(figure, "symbol"): return figure
-        for kind, change, share in ((PartPool, exchange_parts, drawing.parts), (SymbolPool, exchange, drawing.exchange)):
+        changes = (PartPool, exchange_parts, drawing.parts), (SymbolPool, exchange, drawing.exchange)
+        for kind, change, share in changes:
             if not share: continue
             if (which, kind) not in self.pools: self.pools[which, kind] = kind(self.sets[which])
             figure = change(figure, self.pools[which, kind], share, rng)

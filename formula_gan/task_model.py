@@ -312,7 +312,7 @@ class CoverageAttention(nn.Module):
         return Memory(features, keys, (cells.mask.flatten(2) <= 0) * -1e9, cells.size, looks)
 
     def energy(self, query: torch.Tensor, memory: Memory, past: torch.Tensor) -> torch.Tensor:
-        """tanh of query (B, K, 1, attention) + keys + coverage: (B, K, cells, attention), the widest tensor of the loop.
+        """tanh of query (B, K, 1, attention) + keys + coverage: (B, K, cells, attention), the loop's widest tensor.
         A convolution is a linear of patches, and with the linear after it one linear, where that is less work."""
         kernel = self.coverage_conv.kernel_size[0]
         first, second = self.coverage_conv.weight.flatten(1).t(), self.coverage.weight.t()
