@@ -1,8 +1,8 @@
-import re
 import dataclasses
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 import os
+import re
 import subprocess
 import sys
 
@@ -228,7 +228,8 @@ def test_stopping_by_the_clock_and_going_on():
     profile = get_profile("demo", **sizes, gan_iterations=40, warmup_iterations=0)
     run = make_run(profile, max_minutes=0.001, progress=False)
     def stopped_at():
-        with pytest.raises(Unfinished, match="run the same command again") as stop: stages.generator(run, ROWS["1"]).product
+        with pytest.raises(Unfinished, match="run the same command again") as stop:
+            stages.generator(run, ROWS["1"]).product
         return int(re.search(r"at step (\d+) of 40", str(stop.value))[1])
 
     assert 0 < stopped_at() < stopped_at() < 40
