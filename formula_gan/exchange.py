@@ -111,7 +111,7 @@ def exchange(
 # %% ../nbs/03d_exchange.ipynb #ba0f1feb
 FEWEST, MOST = 2, 8  # symbols of a part
 STRUCTURE = ("{", "}", "^", "_", "\\limits")  # tokens that nothing is written for
-BETWEEN = set("+ - \\times \\pm \\div \\cdot / = < > \\leq \\geq \\neq \\in \\rightarrow , .".split())  # operands
+BETWEEN = set("+ - \\times \\pm \\div \\cdot / = < > \\leq \\geq \\neq \\in \\rightarrow , .".split())  # two operands
 
 
 def balanced(tokens: list[str]) -> bool:

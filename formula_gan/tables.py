@@ -565,7 +565,7 @@ def score_test_set(
     sizing: str = "",  # of the images; empty: that of the model's training
     beam_size: int = BEAM_SIZE,
     progress: bool = True,
-    sizes=None,  # relative ones at which each image is read together; None: `THREE_SIZES`, as `recognize` reads
+    sizes=THREE_SIZES,  # relative ones at which each image is read together, as `recognize` reads
 ) -> TestScores:
     "Score a recogniser on any test set. Symbols that it does not know cannot be read and count as errors."
     if sizing and sizing not in SIZINGS:
@@ -575,7 +575,7 @@ def score_test_set(
     test_set = read_test_set(path, progress)
     images = test_set.images(profile)
     device = str(next(model.parameters()).device)
-    readings = read_images(model, images, profile, beam_size, device, THREE_SIZES if sizes is None else sizes)
+    readings = read_images(model, images, profile, beam_size, device, sizes)
     read = dict(zip([e["id"] for e in images.extra], readings))
     names, truths, sources = zip(*test_set.items)
     readings = [read.get(n) for n in range(len(names))]
