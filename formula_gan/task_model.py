@@ -667,8 +667,8 @@ class Recognizer(EncoderDecoder):
         views = begin_views(self, x, mask, sizes)
         with torch.autocast(x.device.type, enabled=False):
             grammar = self.grammar if valid else None
-            ids, scores, _ = beam_search(advance, views, beam_size, len(x), max_length, x.device, grammar)
-        return [Hypothesis(self.vocab.decode(i), s) for i, s in zip(ids.tolist(), scores.tolist())]
+            found = beam_search(advance, views, beam_size, len(x), max_length, x.device, grammar)
+        return [Hypothesis(self.vocab.decode(i), s) for i, s in zip(found.ids.tolist(), found.score.tolist())]
 
 # %% ../nbs/06_task_model.ipynb #8098910a
 def count_runaways(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from formula_gan import search
 from formula_gan.core import FormulaGanError
 from formula_gan.task_model import (THREE_SIZES, Cells, Encoder, Hypothesis, Recognizer, RecognizerConfig, at_size,
                                     count_runaways, load_recognizer, save_recognizer)
@@ -176,8 +177,9 @@ def test_greedy_equals_step_by_step_teacher_forcing():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("multi_scale", [False, True])
-def test_wide_beam_equals_exhaustive_search(seed, multi_scale):
+def test_wide_beam_equals_exhaustive_search(seed, multi_scale, monkeypatch):
     "All texts of two symbols up to three tokens; pad and start are never written."
+    monkeypatch.setattr(search, "SURE", 1.1)  # of two symbols one always has half of the probability
     model = make(seed, symbols=["a", "b"], multi_scale=multi_scale)
     longest = 4
     x, mask = images(SIZES, 40, 96, seed)
@@ -190,6 +192,19 @@ def test_wide_beam_equals_exhaustive_search(seed, multi_scale):
         best = int(score.argmax())
         assert read[n].tokens == model.vocab.decode(ids[best].tolist())
         assert math.isclose(read[n].score, score[best].item(), abs_tol=1e-4)
+
+
+def test_sure_readings_are_not_searched(monkeypatch):
+    "Where no token has less than `SURE`, a beam costs no more steps than the greedy search and finds the same."
+    model = make(0)
+    x, mask = images(SIZES, 40, 96, 0)
+    greedy = model.decode(x, mask, beam_size=1, max_length=15, valid=False)
+    wide = model.decode(x, mask, beam_size=10, max_length=15, valid=False)
+    monkeypatch.setattr(search, "SURE", 1e-30)
+    sure = model.decode(x, mask, beam_size=10, max_length=15, valid=False)
+    ended = [len(h.tokens) < 15 for h in greedy]
+    assert any(ended) and [h for h, e in zip(sure, ended) if e] == [h for h, e in zip(greedy, ended) if e]
+    assert any(w.tokens != g.tokens for w, g in zip(wide, greedy))
 
 
 def test_beam_is_never_worse_than_greedy():
