@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['THIN', 'GAN_FIELDS', 'NOT_THE_PAPERS', 'WIDEST', 'RECIPES', 'small_recognizer', 'has_task_model', 'gan_settings',
            'recognizer_settings', 'size_facts', 'by_device', 'gan_optimizers', 'gan_models', 'draws_anew',
-           'content_judge', 'SeenVerdicts', 'gan_stream', 'PairedStream', 'standing_batches', 'GanTask',
-           'triplet_sheet', 'Recipe', 'large_recognizer', 'PhasedStream', 'curriculum_phases', 'cosine_factor',
-           'count_validation', 'recipe_streams', 'recipe_optimizer', 'RecognizerTask']
+           'content_judge', 'map_weights', 'SeenVerdicts', 'gan_stream', 'PairedStream', 'standing_batches',
+           'triplet_sheet', 'draw_wishes', 'GanParts', 'GanTask', 'Recipe', 'large_recognizer', 'PhasedStream',
+           'curriculum_phases', 'cosine_factor', 'count_validation', 'recipe_streams', 'recipe_optimizer',
+           'RecognizerParts', 'RecognizerTask']
 
 # %% ../nbs/07a_tasks.ipynb #7827fce4
 import copy, math
@@ -29,8 +30,8 @@ from .trainer import (GanModels, gan_step, recognizer_step, reconstruction_step,
                                  target_class, update_average)
 
 # %% ../nbs/07a_tasks.ipynb #fac8dca1
-THIN = dict(layers=3, growth=12, stem_channels=24, hidden=128, embedding=128, attention=64,
-            coverage_kernel=7)  # what `demo` can train in seconds
+# what `demo` can train in seconds
+THIN = dict(layers=3, growth=12, stem_channels=24, hidden=128, embedding=128, attention=64, coverage_kernel=7)
 
 
 def small_recognizer(
@@ -128,6 +129,16 @@ def content_judge(
     model = load_recognizer(profile.judge)
     return SymbolJudge(model, vocab, model.facts["symbol_height"] / profile.symbol_height)
 
+# %% ../nbs/07a_tasks.ipynb #97cdaa0d
+def map_weights(
+    ink: torch.Tensor,  # (B,1,H,W), what the maps were made from
+    cells: torch.Tensor,  # (B,1,h,w), 1 on cells of the image
+    size: int,  # px to a side of a cell
+) -> torch.Tensor:  # (B,1,h,w)
+    "`cell_weights` of a map whose cells may reach beyond the image."
+    border = (0, size * cells.shape[-1] - ink.shape[-1], 0, size * cells.shape[-2] - ink.shape[-2])
+    return cell_weights(F.pad(ink, border), cells, size, size // 2)
+
 # %% ../nbs/07a_tasks.ipynb #a1c91c7a
 class SeenVerdicts(nn.Module):
     """Logits per cell on the two maps of a frozen recogniser's encoder: what a discriminator makes of what it sees
@@ -155,15 +166,13 @@ class SeenVerdicts(nn.Module):
         mask: torch.Tensor | None,  # like x
         ink: torch.Tensor,  # like x: near this, cells count in full
     ) -> list:  # pairs of logits and weights, float32 (B,1,h,w)
-        judge = self.judge[0]
+        [judge] = self.judge
         x, ink, mask = (judge.smaller(t) for t in (x, ink, torch.ones_like(x) if mask is None else mask))
+        scales = judge.model.encoder.maps(x, (mask > 0.5).float())
         judged = []
-        for (maps, cells), head, last, size in zip(judge.model.encoder.maps(x, (mask > 0.5).float()), self.heads,
-                                                   self.last, (4, 8)):
-            border = (0, size * cells.shape[-1] - ink.shape[-1], 0, size * cells.shape[-2] - ink.shape[-2])
-            weights = cell_weights(F.pad(ink, border), cells, size, size // 2)
+        for (maps, cells), head, last, size in zip(scales, self.heads, self.last, (4, 8)):
             inner = masked(head[0](maps), cells)  # so that a verdict does not depend on padding
-            judged.append((masked(last(head[1:](inner), c), cells), weights))
+            judged.append((masked(last(head[1:](inner), c), cells), map_weights(ink, cells, size)))
         return judged
 
 # %% ../nbs/07a_tasks.ipynb #8ac93deb
@@ -209,12 +218,35 @@ def standing_batches(
         z = torch.randn(len(source.x), z_dim, generator=draw).to(task.device)
         yield source.x, z, target_class(source.domain, task.target, draw), source.mask
 
-# %% ../nbs/07a_tasks.ipynb #a45fb7ba
-class GanTask:
-    "One row of Table 1: generator, discriminator and (unless lambda is 0) task model on two streams of images."
-    rates = "generator_lr, discriminator_lr or task_lr (in the warm-up warmup_lr)"
-    clip = 100.0  # longest gradient of each player
+# %% ../nbs/07a_tasks.ipynb #622c5c25
+def triplet_sheet(
+    source,  # Batch
+    fake: torch.Tensor,  # (B,1,H,W) the sources rewritten
+    target,  # Batch
+    rows: int = 6,  # at most
+):  # PIL image
+    "Source, fake and target side by side, without their padding."
+    def crop(x, mask): return x[0, :int(mask[0, :, 0].sum()), :int(mask[0, 0].sum())]
+    cells = []
+    for n in range(min(rows, len(fake), len(target.x))):
+        cells += [crop(source.x[n], source.mask[n]), crop(fake[n], source.mask[n]), crop(target.x[n], target.mask[n])]
+    return tile(cells, columns=3, scale=2)
 
+# %% ../nbs/07a_tasks.ipynb #bf706347
+def draw_wishes(
+    task,  # `GanTask`
+    source,  # Batch
+    draw: torch.Generator,
+) -> tuple:  # z (B, z_dim); c (B,); another noise for the first half of the batch, or None
+    "What the generator is asked for: noise, the wanted classes, and a second noise where heeding it is rewarded."
+    z = torch.randn(len(source.x), task.models.generator.z_dim, generator=draw).to(task.device)
+    c = target_class(source.domain, task.target, draw)
+    if not task.profile.z_reward: return z, c, None
+    return z, c, torch.randn(-(-len(z) // 2), z.shape[1], generator=draw).to(task.device)
+
+# %% ../nbs/07a_tasks.ipynb #a7d99b7f
+class GanParts:
+    "What one row of Table 1 trains, and on what: players, optimisers, two streams of images, and their `spec`."
     def __init__(
         self,
         profile: Profile,
@@ -233,8 +265,8 @@ class GanTask:
         judge = content_judge(profile, vocab)
         if profile.seen: self.models.discriminator.seen = SeenVerdicts(judge)
         self.judge = judge if profile.lambda_ else None
-        self.modules = {name: m.to(memory_format=torch.channels_last)
-                        for name, m in vars(self.models).items() if m is not None}
+        players = {name: m for name, m in vars(self.models).items() if m is not None}
+        self.modules = {name: m.to(memory_format=torch.channels_last) for name, m in players.items()}
         self.modules["average"] = copy.deepcopy(self.models.generator)
         self.fixed = [judge] if judge is not None else []
         self.optimizers = gan_optimizers(self.models, profile, device)
@@ -245,6 +277,12 @@ class GanTask:
                      "attention": attention, "vocab": vocab.to_list(), "sources": [len(s) for s in sources],
                      "targets": [len(s) for s in targets]}
 
+# %% ../nbs/07a_tasks.ipynb #a45fb7ba
+class GanTask(GanParts):
+    "One row of Table 1: generator, discriminator and (unless lambda is 0) task model on two streams of images."
+    rates = "generator_lr, discriminator_lr or task_lr (in the warm-up warmup_lr)"
+    clip = 100.0  # longest gradient of each player
+
     def __getitem__(self, step): return self.stream[step]
 
     def step(self, batches, step: int, draw: torch.Generator) -> dict:
@@ -253,10 +291,7 @@ class GanTask:
         source, target = (b.to(self.device, torch.channels_last) for b in batches)
         warm = step < profile.warmup_iterations
         self.optimizers["generator"].param_groups[0]["lr"] = profile.warmup_lr if warm else profile.generator_lr
-        z = torch.randn(len(source.x), self.models.generator.z_dim, generator=draw).to(self.device)
-        c = target_class(source.domain, self.target, draw)
-        second = None
-        if profile.z_reward: second = torch.randn(-(-len(z) // 2), z.shape[1], generator=draw).to(self.device)
+        z, c, second = draw_wishes(self, source, draw)
         if warm: losses, fake = reconstruction_step(self.models, source, target, z, c, profile.lambda_)
         else: losses, fake = gan_step(self.models, source, target, z, c, profile.lambda_, profile.l1_anchor,
                                       profile.anchor_size, profile.z_reward, second, self.judge)
@@ -279,20 +314,6 @@ class GanTask:
         with mixed_precision(self.profile, self.device): standing_statistics(average, batches)
         loosened = {"loose": self.profile.loose} if self.profile.loose else {}
         save_generator(average, path, **(size_facts(self.profile) | loosened | facts))
-
-# %% ../nbs/07a_tasks.ipynb #622c5c25
-def triplet_sheet(
-    source,  # Batch
-    fake: torch.Tensor,  # (B,1,H,W) the sources rewritten
-    target,  # Batch
-    rows: int = 6,  # at most
-):  # PIL image
-    "Source, fake and target side by side, without their padding."
-    def crop(x, mask): return x[0, :int(mask[0, :, 0].sum()), :int(mask[0, 0].sum())]
-    cells = []
-    for n in range(min(rows, len(fake), len(target.x))):
-        cells += [crop(source.x[n], source.mask[n]), crop(fake[n], source.mask[n]), crop(target.x[n], target.mask[n])]
-    return tile(cells, columns=3, scale=2)
 
 # %% ../nbs/07a_tasks.ipynb #9ecddd2a
 @dataclass(frozen=True)
@@ -348,7 +369,9 @@ class PhasedStream:
 
     def __len__(self): return min(map(len, self.phases.values()))
 
-    def __getitem__(self, step): return self.phases[max(first for first in self.phases if first <= step)][step]
+    def __getitem__(self, step):
+        phase = max(first for first in self.phases if first <= step)
+        return self.phases[phase][step]
 
     def spread(self, processes: int) -> "PhasedStream":
         "The same phases where each step takes a batch for each process."
@@ -403,7 +426,8 @@ def recipe_streams(
     seed: int,
 ) -> dict[int, Stream]:  # by first step
     "A stream for each phase of the recipe's curriculum, with a seed of its own."
-    streams, images = {}, recipe.images(profile)
+    streams = {}
+    images = recipe.images(profile)
     for first, part in curriculum_phases(sets, recipe.curriculum, steps, images):
         own = derive_seed(seed, "recognizer", *([first] if first else []))
         streams[first] = Stream(part, vocab, profile, images, own, recipe.ranges)
@@ -417,13 +441,13 @@ def recipe_optimizer(
     device: str = "cpu",
 ) -> torch.optim.Optimizer:
     "The recipe's optimiser at its full rate."
-    kind, options = {"adam": (torch.optim.Adam, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}[recipe.optimizer]
+    kinds = {"adam": (torch.optim.Adam, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
+    kind, options = kinds[recipe.optimizer]
     return kind(model.parameters(), recipe.rate(profile), **by_device(device), **options)
 
 # %% ../nbs/07a_tasks.ipynb #09abae02
-class RecognizerTask:
-    "A recogniser on one stream of images, trained by a recipe over the profile's steps."
-    clip = 100.0  # longest gradient
+class RecognizerParts:
+    "A recogniser with its optimiser and its stream of images, as a recipe wants them, and their `spec`."
     def __init__(
         self,
         profile: Profile,
@@ -449,6 +473,11 @@ class RecognizerTask:
         self.spec = {"kind": "recognizer", "settings": recognizer_settings(profile), "seed": seed, "steps": self.steps,
                      "config": asdict(self.model.config), "vocab": vocab.to_list(), "sets": [len(s) for s in sets]}
         if recipe: self.spec["recipe"] = recipe.facts()
+
+# %% ../nbs/07a_tasks.ipynb #a239dba1
+class RecognizerTask(RecognizerParts):
+    "A recogniser on one stream of images, trained by a recipe over the profile's steps."
+    clip = 100.0  # longest gradient
 
     def __getitem__(self, step): return self.stream[step]
 
