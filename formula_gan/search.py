@@ -129,7 +129,7 @@ def follow_choices(
     rows = zip(written, *(choice.tolist() for choice in choices))
     return [[one(row, *choice) for choice in zip(*chosen)] for row, *chosen in rows]
 
-# %% ../nbs/05a_search.ipynb #973b4b4a
+# %% ../nbs/05a_search.ipynb #dbdcc8b2
 class Search:
     "The images still being read, and what each hypothesis may write next."
     def __init__(
@@ -141,9 +141,12 @@ class Search:
         max_length: int,
         grammar: Grammar | None,
     ):
-        self.advance_state, self.state = advance, state
-        self.grammar, self.written = grammar, [[Written()] * width for _ in images]
-        self.images, self.room = images, max_length
+        self.advance_state = advance
+        self.state = state
+        self.images = images
+        self.room = max_length
+        self.grammar = grammar
+        self.written = [[Written()] * width for _ in images]
 
     def advance(self, last: torch.Tensor) -> torch.Tensor:  # ids (B, K) -> log-probabilities (B, K, tokens)
         self.state, scores = self.advance_state(self.state, last)
@@ -160,7 +163,8 @@ class Search:
 
     def keep(self, alive: torch.Tensor, *others: torch.Tensor):  # forget finished images, once half are
         if not alive.any() or 2 * alive.sum() > len(alive): return others
-        self.images, self.state = self.images[alive], self.state.select(alive)
+        self.images = self.images[alive]
+        self.state = self.state.select(alive)
         self.written = [row for row, going in zip(self.written, alive.tolist()) if going]
         return [other[alive] for other in others]
 

@@ -67,7 +67,7 @@ class Before(GanTask):
 def test_without_reward_all_is_as_before(tmp_path, monkeypatch):
     "Losses and weights to the bit, no second picture, the cache's names."
     def never(*_): raise AssertionError
-    monkeypatch.setattr(trainer, "z_term", never)
+    monkeypatch.setattr("formula_gan.losses.z_term", never)
     now, before = make_gan(), Before(PROFILE, [drawn(PRINTED)], [drawn(PRINTED), drawn(HANDWRITTEN, 1)], VOCAB)
     for name, task in (("now", now), ("before", before)):
         Trainer(task, tmp_path / name, log_every=1, progress=False).run()
