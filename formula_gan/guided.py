@@ -114,8 +114,12 @@ class GuidedParts:
         device: str = "cpu",  # where `Trainer` puts it
     ):
         seed_everything_for(seed, "init")
-        self.profile, self.seed, self.device = profile, seed, device
-        self.steps, self.recipe, self.clip = steps, recipe, recipe.clip
+        self.profile = profile
+        self.seed = seed
+        self.device = device
+        self.steps = steps
+        self.recipe = recipe
+        self.clip = recipe.clip
         self.live = Recognizer(vocab, config or guided_config(profile)).to(memory_format=torch.channels_last)
         if start is not None: self.live.take_over(start)
         self.model = copy.deepcopy(self.live).requires_grad_(False)  # the average, which is validated and exported

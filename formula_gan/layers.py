@@ -284,7 +284,8 @@ class BatchNormReLU(nn.Module):
         eps: float = 1e-5,
     ):
         super().__init__()
-        self.momentum, self.eps = momentum, eps
+        self.momentum = momentum
+        self.eps = eps
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 

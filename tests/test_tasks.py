@@ -331,7 +331,7 @@ def test_what_is_not_the_papers_is_off_in_paper_and_named_where_on(field, value)
 @pytest.mark.parametrize("lambda_, by_symbol, changes", [(1.0, False, True), (0.0, False, False), (1.0, True, False)])
 def test_the_task_models_shape_is_part_of_what_a_gan_is(monkeypatch, figures, judge_file, lambda_, by_symbol, changes):
     "Of the folder of its training and of its checkpoint, where there is a task model."
-    from formula_gan import tasks
+    from formula_gan import recipes
     from formula_gan.stages import generator, make_run
     from formula_gan.tables import ROWS
 
@@ -341,7 +341,7 @@ def test_the_task_models_shape_is_part_of_what_a_gan_is(monkeypatch, figures, ju
         return training.folder.name, task.spec
     before = identities()
     assert identities() == before
-    monkeypatch.setattr(tasks, "THIN", tasks.THIN | {"growth": 16})
+    monkeypatch.setattr(recipes, "THIN", recipes.THIN | {"growth": 16})
     after = identities()
     assert [one != other for one, other in zip(before, after)] == [changes, changes]
 
