@@ -18,11 +18,12 @@ from .data import ImageSet, print_images, rescale_set
 from .evaluation import diversity, domain_classifier_accuracy, image_features, kernel_distance
 from .sagan import load_generator
 from .results import PROVENANCE, provenance, results_table, write_row
-from .stages import (Run, corpus, drawn_by_hands, image_sets, loosen_prints, make_run, read_images,
-                                stitch_prints, writing_run)
+from .generators import loosen_prints, writing_run
+from .recognizers import read_images
+from .stages import Run, corpus, drawn_by_hands, image_sets, make_run, stitch_prints
 from .reading import trained_profile
 from .synthesis import weights_digest
-from .tables import score_columns
+from .evaluation import score_columns
 from .task_model import load_recognizer
 from .writing import handwrite
 
