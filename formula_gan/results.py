@@ -68,7 +68,7 @@ TABLE2_KEY = ("row", "recipe", "train_norm", "test_norm", "synthetic", "updates"
 COLUMN_OF = {"matched_targets": "matched"}  # a field's column, where its name is another
 NO_DIFFERENCE = ("name", "workers", "max_minutes")  # fields that change no result
 
-
+# %% ../nbs/08a_results.ipynb #6d8673ca
 def departures(
     profile: Profile,
     columns,  # of the table
@@ -97,7 +97,7 @@ def read_table(
     if not Path(path).exists(): return pandas.DataFrame(columns=list(columns))
     return pandas.read_csv(path, dtype={"row": str, "overrides": str}).reindex(columns=list(columns))
 
-
+# %% ../nbs/08a_results.ipynb #e3c3cb85
 def same_value(one, other) -> bool:
     "Whether two cells of a table say the same, however the CSV wrote them."
     def text(value):
@@ -106,7 +106,7 @@ def same_value(one, other) -> bool:
         return f"{float(value):.10g}" if isinstance(value, (int, float, np.number)) else str(value)
     return text(one) == text(other)
 
-
+# %% ../nbs/08a_results.ipynb #d9e9575d
 def write_row(
     path: str | Path,  # CSV
     row: dict,  # keys among `columns`; values not measured are left out
@@ -136,7 +136,7 @@ def results_table(
     "The table in `artifacts`; rows of the demo stay in the cache, so that running it leaves a checkout unchanged."
     return (cache_dir() if profile.data == "demo" else artifacts_dir()) / name
 
-
+# %% ../nbs/08a_results.ipynb #c7e487ef
 def revision() -> str:  # short commit, "+" where the tree differs from it; else the package's version
     "The revision of the code that makes a result; what it leaves in `artifacts` is no difference."
     from formula_gan import __version__
@@ -147,7 +147,7 @@ def revision() -> str:  # short commit, "+" where the tree differs from it; else
     if not commit: return __version__
     return commit + "+" * bool(git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)artifacts"))
 
-
+# %% ../nbs/08a_results.ipynb #f125a491
 def provenance(
     run,  # `stages.Run`
     minutes: float,
@@ -182,7 +182,7 @@ def newest(
     "The last of lines that differ in `stage` alone: the same row, made again by other code or other weights."
     return frame.drop_duplicates([name for name in key if name != "stage" and name in frame], keep="last")
 
-
+# %% ../nbs/08a_results.ipynb #b801bb55
 def beside(
     paper,  # pandas DataFrame
     ours,  # pandas DataFrame, may be empty
@@ -198,7 +198,7 @@ def beside(
     joined.insert(1, "name", [display_name(line) for line in joined.to_dict("records")])
     return joined
 
-
+# %% ../nbs/08a_results.ipynb #1a7db7cd
 def table1(
     frame,  # pandas DataFrame with the columns of artifacts/table1.csv; may be empty
 ):  # pandas DataFrame, the paper's perplexities first, then ours

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROWS', 'CONTROLS', 'GAN_ONLY', 'RECOGNITION_ROWS', 'TEST_NORMS', 'OWN_KEY', 'CURVE_COLUMNS', 'PAIR_COLUMNS', 'Row',
            'choose_row', 'source_set', 'minutes_of', 'RowResult', 'guides', 'small_model', 'set_figures',
-           'checkpoint_figures', 'language_figures', 'row_columns', 'finish_row', 'run_row', 'RecognitionRow',
-           'choose_recognition_row', 'training_sources', 'training_figures', 'large_model', 'RecognitionResult',
-           'test_images', 'test_readings', 'validation_curve', 'check_recognition', 'own_columns', 'second_images',
-           'training_columns', 'write_recognition', 'run_recognition_row', 'compare_rows']
+           'checkpoint_figures', 'language_figures', 'row_columns', 'finish_row', 'row_lines', 'run_row',
+           'RecognitionRow', 'choose_recognition_row', 'training_sources', 'training_figures', 'large_model',
+           'RecognitionResult', 'test_images', 'test_readings', 'validation_curve', 'check_recognition', 'own_columns',
+           'second_images', 'training_columns', 'write_recognition', 'run_recognition_row', 'compare_rows']
 
 # %% ../nbs/09b_tables.ipynb #9e1726bd
 import dataclasses
@@ -27,7 +27,7 @@ from .results import (PAPER_TABLE1, PAPER_TABLE2, ROW_LAMBDA, TABLE1_COLUMNS, TA
                                  TABLE2_COLUMNS, TABLE2_CONTROLS, TABLE2_KEY, departures, display_name, provenance,
                                  results_table, write_row)
 from .figures import ink_figures, pictures, typeset_figures
-from .generators import generator, loosened_set, sheet_of, written_set
+from .generators import gan_training, generator, loosened_set, sheet_of, written_set
 from .recognizers import (content_formulas, guided_recognizer, image_losses, read_images, reader_weights,
                                      reading_run, recognizer)
 from .stages import (Run, Stage, corpus, drawn_by_hands, image_sets, ink_set, make_run, print_set, resized,
@@ -95,12 +95,12 @@ class RowResult:
     folder: Path | None = None  # the recogniser's stage: losses.csv, metric.csv
     gan_folder: Path | None = None  # the GAN's: losses.csv
 
-
+# %% ../nbs/09b_tables.ipynb #08a89b2b
 def guides(profile: Profile) -> bool:
     "Whether Table 2's recognisers of a profile are told where symbols stand; of Table 1's, only wide ones are."
     return profile.network in ("thin", "wide")
 
-
+# %% ../nbs/09b_tables.ipynb #d6b58bd2
 def small_model(
     run: Run,
     name: str,
@@ -210,6 +210,18 @@ def finish_row(
     for line in lines: write_row(table, line)
     return lines, table
 
+# %% ../nbs/09b_tables.ipynb #c225ad8f
+def row_lines(
+    run: Run,
+    images: ImageSet,  # the row's set
+    folder: Path,  # of its recogniser
+) -> tuple[list[dict], list[str]]:  # columns of the best and of the last checkpoint; the best one's readings
+    "What a row's set and its recogniser measure."
+    measured = {"synthetic_images": len(images)} | set_figures(run, images)
+    found = {name: checkpoint_figures(run, folder / f"{name}.safetensors") for name in ("last", "best")}
+    lines = [{"checkpoint": name} | found[name][0] | measured for name in ("best", "last")]
+    return lines, found["best"][1]
+
 # %% ../nbs/09b_tables.ipynb #009b27cf
 def run_row(
     row: str = "",  # "1".."7", or a control: "L", "P", "N", "S"; empty: chosen by lambda
@@ -229,19 +241,15 @@ def run_row(
     if row == "L":
         lines, table = finish_row(run, row, [language_figures(run)], image_sets(run))
         return RowResult(lines, None, table)
-    name = variant.name if variant else row
     source = source_set(run, variant or row)
+    name = variant.name if variant else row
     model = small_model(run, name, source)
-    images, readings, lines = source.product, [], []
-    measured = {"synthetic_images": len(images)} | set_figures(run, images)
-    for checkpoint in ("last", "best"):
-        figures, readings = checkpoint_figures(run, model.product / f"{checkpoint}.safetensors")
-        lines.insert(0, {"checkpoint": checkpoint} | figures | measured)
+    lines, readings = row_lines(run, source.product, model.product)
     lines, table = finish_row(run, name, lines, model, variant.lambda_ if variant else None)
     sets = image_sets(run).product
-    sheet = sheet_of(sets["synthetic_print"], images, sets["train_ink"])
+    sheet = sheet_of(sets["synthetic_print"], source.product, sets["train_ink"])
     pairs = list(zip(sets["test_ink"].tokens, readings))
-    gan = next((s.folder for s in run.stages.values() if s.name == "gan"), None)
+    gan = gan_training(run.of(lambda_=variant.lambda_), variant).folder if variant else None
     return RowResult(lines, sheet, table, pairs, model.product, gan)
 
 # %% ../nbs/09b_tables.ipynb #4270769a
@@ -254,7 +262,7 @@ class RecognitionRow:
     second: str = ""  # drawn as often as the ink: the set of "1", "2", "7", "P" or "S" of Table 1, or "distorted" ink
     ink: bool = True  # trained on CROHME's ink at all
 
-
+# %% ../nbs/09b_tables.ipynb #f891975d
 _SECOND = dict(zip(PAPER_TABLE2, ("", "1", "2", "7") * 2)) | {"P": "P", "D": "distorted", "S": "S", "Y": "7"}
 _PAPER = [RecognitionRow(name, *figures[:2], _SECOND[name]) for name, figures in PAPER_TABLE2.items()]
 _OURS = [RecognitionRow(name, what, second=_SECOND[name], ink=name != "Y") for name, what in TABLE2_CONTROLS.items()]
@@ -264,7 +272,7 @@ OWN_KEY = tuple(k for k in TABLE2_KEY if k != "test_norm")  # what tells one tra
 CURVE_COLUMNS = (*OWN_KEY, "step", "metric", "exprate")
 PAIR_COLUMNS = (*TABLE2_KEY, "versus", "versus_norm", "n", "difference", "low", "high", "only_versus", "only_row", "p")
 
-
+# %% ../nbs/09b_tables.ipynb #a5420fa2
 def choose_recognition_row(
     row: str,  # "I".."VIII", "P", "D", "S", "Y"
     train_norm: str = "",  # another sizing of the training images
@@ -289,7 +297,7 @@ def training_sources(
     if row.second == "distorted": return [*ink, ink_set(run, row.train_norm, distorted=True)]
     return [*ink, source_set(run, ROWS.get(row.second, row.second), weights)]
 
-
+# %% ../nbs/09b_tables.ipynb #5d33747e
 def training_figures(
     run: Run,
     row: RecognitionRow,
@@ -420,7 +428,7 @@ def second_images(
     second = sources[-1].product
     return len(second["train"] if isinstance(second, dict) else second)
 
-
+# %% ../nbs/09b_tables.ipynb #e6005222
 def training_columns(
     run: Run,
     model: Stage,  # from `large_model`
@@ -432,7 +440,7 @@ def training_columns(
     if recipe != "guided": facts["batch"] = RECIPES[recipe].images(run.profile)
     return facts | {"stage": model.folder.name, "val_exprate": round(curve.exprate[curve.metric.idxmin()], 2)}
 
-
+# %% ../nbs/09b_tables.ipynb #f5020857
 def write_recognition(
     run: Run,
     rows: list[dict],  # whole lines of one training
