@@ -477,7 +477,7 @@ def test_set_command(
         raise FormulaGanError("a recogniser is scored on a --test-set, which leaves no place for files of predictions "
                               "and truths")
     from formula_gan.core import pick_device
-    from formula_gan.tables import score_test_set
+    from formula_gan.scoring import score_test_set
     from formula_gan.task_model import THREE_SIZES, load_recognizer
     model = load_recognizer(arguments.recognizer or "default", pick_device())
     sizes = (1.0,) if arguments.one_size else THREE_SIZES

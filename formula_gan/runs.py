@@ -41,7 +41,9 @@ def train_command(
 ) -> int:  # exit code
     "`formula-gan train`."
     from formula_gan.core import atomic_path, get_profile
-    from formula_gan.stages import Unfinished, general_recognizer, generator, make_run
+    from formula_gan.generators import generator
+    from formula_gan.recognizers import general_recognizer
+    from formula_gan.stages import Unfinished, make_run
     from formula_gan.tables import choose_row
     if (bool(arguments.row) or arguments.lambda_ is not None) == arguments.recognizer:
         raise FormulaGanError("name a row with --row or a weight with --lambda (formula-gan table1 --list shows the "

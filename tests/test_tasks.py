@@ -332,7 +332,8 @@ def test_what_is_not_the_papers_is_off_in_paper_and_named_where_on(field, value)
 def test_the_task_models_shape_is_part_of_what_a_gan_is(monkeypatch, figures, judge_file, lambda_, by_symbol, changes):
     "Of the folder of its training and of its checkpoint, where there is a task model."
     from formula_gan import recipes
-    from formula_gan.stages import generator, make_run
+    from formula_gan.generators import generator
+    from formula_gan.stages import make_run
     from formula_gan.tables import ROWS
 
     def identities():
