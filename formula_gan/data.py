@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRINTED', 'HANDWRITTEN', 'READING_AREA', 'ImageSet', 'print_bold', 'print_em', 'draw_print', 'oracle_heights',
-           'ink_sizes', 'draw_ink', 'print_looks', 'typeset_in_parts', 'print_images', 'ink_images', 'margin',
-           'Augmentation', 'augment', 'random_map', 'pad_margin', 'scale_image', 'resize_set', 'rescale_set', 'Batch',
-           'collate', 'Packed', 'packed', 'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'FigureStream',
-           'proportions', 'random_hand', 'draw_by_hand', 'draw_loose', 'draw_item', 'ordered_batches']
+           'ink_sizes', 'draw_ink', 'print_looks', 'typeset_in_parts', 'margin', 'print_images', 'ink_images',
+           'Augmentation', 'random_map', 'augment', 'pad_margin', 'scale_image', 'resize_set', 'rescale_set', 'Batch',
+           'collate', 'Packed', 'packed', 'Turns', 'size_class', 'Stream', 'Drawing', 'cut_by_area', 'sorted_figures',
+           'proportions', 'random_hand', 'draw_item', 'draw_by_hand', 'draw_loose', 'FigureStream', 'ordered_batches']
 
 # %% ../nbs/04_data.ipynb #a53bde70
 import json
@@ -67,7 +67,8 @@ class ImageSet:
     @classmethod
     def load(cls, folder):
         "Read what `save` wrote; pixels stay on disk until wanted."
-        folder, self = Path(folder), cls.__new__(cls)
+        folder = Path(folder)
+        self = cls.__new__(cls)
         try:
             self.pixels = np.load(folder / "pixels.npy", mmap_mode="r")
             self.shapes = np.load(folder / "shapes.npy")
@@ -98,7 +99,7 @@ def print_em(
     if profile.sizing == "height": return (profile.height - 2 - print_bold(profile)) / max(layout.height, 1e-3)
     return size * profile.symbol_height / layout.symbol_height
 
-
+# %% ../nbs/04_data.ipynb #4565ec9f
 def draw_print(
     layout,  # rendering.Layout
     profile: Profile,
@@ -174,6 +175,13 @@ def typeset_in_parts(
         yield from typeset_many(formulas[start:start + part], [look["font"] for look in chosen],
                                 [look["spacing"] for look in chosen], workers=workers, progress=progress)
 
+# %% ../nbs/04_data.ipynb #5cb0688e
+def margin(
+    profile: Profile,
+) -> int:  # px
+    "The blank border where nothing is augmented: the middle of the paper's 10-20 px at height 128."
+    return round(15 * profile.height / 128)
+
 # %% ../nbs/04_data.ipynb #ca18552d
 def print_images(
     formulas: list[str],  # normal forms
@@ -187,7 +195,9 @@ def print_images(
     from formula_gan.drawing import box_list, print_boxes
     from formula_gan.rendering import RenderError
     looks = print_looks(len(formulas), seed, sizes)
-    images, kept, skipped = [], [], Counter()
+    images = []
+    kept = []
+    skipped = Counter()
     layouts = typeset_in_parts(formulas, looks, profile.workers, progress)
     for number, layout in enumerate(layouts):
         if isinstance(layout, RenderError):
@@ -218,7 +228,9 @@ def ink_images(
     "Draw ink at the matched size. Without limits an image larger than 640,000 px is scaled down to that area."
     from formula_gan.ink import InkError, rasterize_many
     short = [i for i in inks if not limits or i.latex.count(" ") < profile.max_tokens]
-    images, kept, skipped = [], [], Counter()
+    images = []
+    kept = []
+    skipped = Counter()
     if len(short) < len(inks): skipped["longer than the token limit"] = len(inks) - len(short)
     for ink, image in zip(short, rasterize_many(short, progress=progress, padding=1, **ink_sizes(short, profile))):
         if isinstance(image, InkError):
@@ -232,13 +244,6 @@ def ink_images(
         kept.append(ink)
     return ImageSet(images, [i.latex for i in kept], HANDWRITTEN, [{"id": i.id} for i in kept]), skipped
 
-# %% ../nbs/04_data.ipynb #5cb0688e
-def margin(
-    profile: Profile,
-) -> int:  # px
-    "The blank border where nothing is augmented: the middle of the paper's 10-20 px at height 128."
-    return round(15 * profile.height / 128)
-
 # %% ../nbs/04_data.ipynb #25f10efb
 @dataclass(frozen=True)
 class Augmentation:
@@ -248,6 +253,19 @@ class Augmentation:
     aspect: tuple[float, float] = (0.9, 1.1)  # width factor
     scale: tuple[float, float] = (1.0, 1.0)  # both sides
     widest: float = 4.0  # image heights of the profile; what becomes wider is squeezed (4: the paper's 512 px at 128)
+
+# %% ../nbs/04_data.ipynb #8854d86c
+def random_map(
+    rng: np.random.Generator,
+    ranges: Augmentation,
+) -> np.ndarray:  # float (2, 2): from image to canvas
+    "A random rotation of a random shear of a random stretch."
+    angle = np.deg2rad(rng.uniform(-1, 1) * ranges.rotation)
+    shear = rng.uniform(-1, 1) * ranges.shear
+    aspect = rng.uniform(*ranges.aspect)
+    scale = rng.uniform(*ranges.scale)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return turn @ np.array([[1, shear], [0, 1]]) @ np.diag([aspect * scale, scale])
 
 # %% ../nbs/04_data.ipynb #2da9463f
 def augment(
@@ -273,18 +291,6 @@ def augment(
     affine = (*back[0], shift[0], *back[1], shift[1])
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.transform(out, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC))
-
-# %% ../nbs/04_data.ipynb #8854d86c
-def random_map(
-    rng: np.random.Generator,
-    ranges: Augmentation,
-) -> np.ndarray:  # float (2, 2): from image to canvas
-    "A random rotation of a random shear of a random stretch."
-    angle = np.deg2rad(rng.uniform(-1, 1) * ranges.rotation)
-    shear = rng.uniform(-1, 1) * ranges.shear
-    aspect, scale = rng.uniform(*ranges.aspect), rng.uniform(*ranges.scale)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return turn @ np.array([[1, shear], [0, 1]]) @ np.diag([aspect * scale, scale])
 
 # %% ../nbs/04_data.ipynb #3a0b8521
 def pad_margin(
@@ -346,8 +352,8 @@ class Batch:
     def to(self, device, memory_format=None):
         "The same batch on another device."
         import torch
-        move = lambda t: t.to(device, non_blocking=True)
-        image = lambda t: move(t).contiguous(memory_format=memory_format or torch.contiguous_format)
+        def move(t): return t.to(device, non_blocking=True)
+        def image(t): return move(t).contiguous(memory_format=memory_format or torch.contiguous_format)
         boxes = None if self.boxes is None else move(self.boxes)
         return Batch(image(self.x), image(self.mask), move(self.ids), move(self.domain), self.tokens, boxes)
 
@@ -405,7 +411,7 @@ class Packed:
         pinned = {k: v.pin_memory() for k, v in vars(self).items() if k != "tokens" and v is not None}
         return replace(self, **pinned)
 
-
+# %% ../nbs/04_data.ipynb #b2c53842
 def packed(
     batch: Batch,  # of images that were bytes before `collate`; or a tuple of such batches
 ):  # Packed, or a tuple of them
@@ -415,7 +421,6 @@ def packed(
     sizes = torch.stack([batch.mask[:, 0, :, 0].sum(1), batch.mask[:, 0, 0].sum(1)], 1).long()
     pixels = (255 * batch.x).round().to(torch.uint8)
     return Packed(pixels, sizes, batch.ids, batch.domain, batch.tokens, batch.boxes)
-
 
 # %% ../nbs/04_data.ipynb #c42bf120
 class Turns:
@@ -463,24 +468,26 @@ class Stream:
     ):
         if not sets or not all(len(s) for s in sets):
             raise FormulaGanError("a stream needs image sets that are not empty")
-        self.sets, self.vocab, self.profile = sets, vocab, profile
-        self.batch, self.pool, self.length = batch, pool, length
-        self.seed, self.ranges = seed, ranges
+        self.sets = sets
+        self.vocab = vocab
+        self.profile = profile
+        self.batch = batch
+        self.seed = seed
+        self.ranges = ranges
+        self.pool = pool
+        self.length = length
         self.shuffle_seed = seed if shuffle_seed is None else shuffle_seed
         self.turns = Turns([len(s) for s in sets], seed)
         self.cached = (-1, None)  # the newest pool
 
     def __len__(self): return self.length
 
-    def item(self, n: int) -> tuple[int, int]:
-        "Set and index of the n-th image."
-        return self.turns[n]
 
     def batches(self, number: int) -> list:
         "The batches of a pool, as lists of (n, set, index)."
         if self.cached[0] == number: return self.cached[1]
         size = self.pool * self.batch
-        items = [(n, *self.item(n)) for n in range(number * size, (number + 1) * size)]
+        items = [(n, *self.turns[n]) for n in range(number * size, (number + 1) * size)]
         items.sort(key=lambda i: (*size_class(self.sets[i[1]].shapes[i[2]], self.profile), i[0]))
         groups = [items[i:i + self.batch] for i in range(0, size, self.batch)]
         order = np.random.default_rng(derive_seed(self.shuffle_seed, "pool", number)).permutation(len(groups))
@@ -532,7 +539,8 @@ def cut_by_area(
     rng: np.random.Generator,
 ) -> list[list[tuple[int, float]]]:  # batches of (figure, px of the median symbol)
     "Cut a row of figures where a batch would become too large. A figure that is too large by itself is a batch alone."
-    groups, group = [], []
+    groups = []
+    group = []
     size = drawing.size(rng)
     wide = high = 0.0
     for n in order:
@@ -548,6 +556,83 @@ def cut_by_area(
         group.append((int(n), size))
     return [*groups, group]
 
+# %% ../nbs/04_data.ipynb #72dadb95
+def sorted_figures(
+    sizes: np.ndarray,  # float32 (n, 2): width and height of figures
+    rng: np.random.Generator,
+) -> np.ndarray:  # int64 (n,)
+    "Figures by classes of height, and within a class by width, a little mixed."
+    width = sizes[:, 0] * rng.uniform(0.95, 1.05, len(sizes))
+    return np.lexsort((width, np.round(np.log(sizes[:, 1]) / 0.25)))
+
+# %% ../nbs/04_data.ipynb #3ac1fca1
+def proportions(rng: np.random.Generator) -> tuple[float, float]:
+    "Aspect and shear of a hand."
+    return float(np.exp(rng.uniform(-0.18, 0.18))), float(np.clip(rng.normal(0, 0.12), -0.3, 0.3))
+
+# %% ../nbs/04_data.ipynb #458b5bb4
+def random_hand(
+    drawing: Drawing,
+    size: float,  # px of the median symbol
+    aspect: float,
+    shear: float,
+    rng: np.random.Generator,
+):  # drawing.Hand
+    "A hand with a pen, a turn and a base line of its own."
+    from formula_gan.drawing import Hand
+    pen = float(rng.uniform(0.07, 0.15))
+    turn = float(np.clip(rng.normal(0, drawing.tilt), -5, 5))
+    wave = float(abs(rng.normal(0, 0.04)))
+    return Hand(size, pen, aspect, shear, turn, wave, drawing.loose)
+
+# %% ../nbs/04_data.ipynb #60c4467d
+def draw_item(
+    figure,  # drawing.Figure or drawing.Picture
+    drawing: Drawing,
+    size: float,  # px of the median symbol
+    aspect: float,  # of the whole batch, as `shear` is
+    shear: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
+    "One figure of a batch, by a hand and with a border of its own."
+    from formula_gan.drawing import photo_faults
+    if drawing.sizing == "height": size = size / (figure.size[1] + 0.5)
+    hand = random_hand(drawing, size, aspect, shear, rng)
+    border = tuple(int(side) for side in rng.integers(drawing.border // 2, 3 * drawing.border // 2 + 1, 4))
+    image, boxes = figure.draw(hand, rng, border)
+    if rng.random() < drawing.faults: image = photo_faults(image, rng, size)
+    return image, boxes
+
+# %% ../nbs/04_data.ipynb #8564fb1c
+def draw_by_hand(
+    figure,  # drawing.Figure
+    profile: Profile,
+    size: float,  # relative to the matched size
+    seed: int,
+    loose: float = 0.0,  # of its symbols, as of `drawing.Hand`
+    slant: float | None = None,  # to the right, per height; None: a random one
+) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
+    "A figure as training draws it, with a pen and a slant of its own, and the boxes of its tokens."
+    from formula_gan.drawing import leaning
+    rng = np.random.default_rng(seed)
+    drawing = Drawing(profile.symbol_height, loose=loose)
+    hand = random_hand(drawing, size * profile.symbol_height, *proportions(rng), rng)
+    if slant is not None: hand = leaning(hand, figure, slant)
+    return figure.draw(hand, rng, (1, 1, 1, 1))
+
+# %% ../nbs/04_data.ipynb #7c5ad6a9
+def draw_loose(
+    latex: str,  # normal form
+    layout,  # rendering.Layout
+    profile: Profile,
+    size: float,  # relative to the matched size
+    seed: int,
+    slant: float | None = None,  # as for `draw_by_hand`
+) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
+    "Print as a profile loosens it, by a random hand, and the boxes of its tokens."
+    from formula_gan.drawing import print_figure
+    return draw_by_hand(print_figure(latex, layout), profile, size, seed, profile.loose, slant)
+
 # %% ../nbs/04_data.ipynb #5f3189fc
 class FigureStream:
     "Endless batches over figure sets: `stream[step]` is a `Batch` with boxes, always the same one."
@@ -561,9 +646,12 @@ class FigureStream:
     ):
         if not sets or not all(len(s) for s in sets):
             raise FormulaGanError("a stream needs figure sets that are not empty")
-        self.sets, self.vocab, self.drawing = sets, vocab, drawing
+        self.sets = sets
+        self.vocab = vocab
+        self.drawing = drawing
         self.domains = [s.domain for s in sets]
-        self.seed, self.pool = seed, pool
+        self.seed = seed
+        self.pool = pool
         self.turns = Turns([len(s) for s in sets], seed)
         self.pools = {}  # set -> symbols and parts to exchange
         self.counts = []  # batches of each pool
@@ -576,18 +664,17 @@ class FigureStream:
         items = [self.turns[n] for n in range(number * self.pool, (number + 1) * self.pool)]
         sizes = np.array([self.sets[which].sizes[n] for which, n in items]) + 0.5  # a pen, and loose symbols
         if self.drawing.sizing == "height": sizes = sizes / sizes[:, 1:]
-        width = sizes[:, 0] * rng.uniform(0.95, 1.05, len(items))
-        order = np.lexsort((width, np.round(np.log(sizes[:, 1]) / 0.25)))  # by classes of height, then by width
-        groups = [[(*items[n], size) for n, size in group] for group in cut_by_area(sizes, order, self.drawing, rng)]
+        cut = cut_by_area(sizes, sorted_figures(sizes, rng), self.drawing, rng)
+        groups = [[(*items[n], size) for n, size in group] for group in cut]
         self.cached = (number, [groups[i] for i in rng.permutation(len(groups))])
         return self.cached[1]
 
     def figure(self, which: int, n: int, rng: np.random.Generator):  # drawing.Figure or drawing.Picture
         "A figure of a set; a written one with some parts and symbols exchanged."
         from formula_gan.exchange import PartPool, SymbolPool, exchange, exchange_parts
-        figure, drawing = self.sets[which][n], self.drawing
+        figure = self.sets[which][n]
         if self.domains[which] == PRINTED or not hasattr(figure, "symbol"): return figure
-        changes = (PartPool, exchange_parts, drawing.parts), (SymbolPool, exchange, drawing.exchange)
+        changes = (PartPool, exchange_parts, self.drawing.parts), (SymbolPool, exchange, self.drawing.exchange)
         for kind, change, share in changes:
             if not share: continue
             if (which, kind) not in self.pools: self.pools[which, kind] = kind(self.sets[which])
@@ -615,74 +702,6 @@ class FigureStream:
         domains = [self.domains[which] for which, _, _ in group]
         return collate(images, ids, domains, tokens, multiple=8, boxes=boxes)
 
-# %% ../nbs/04_data.ipynb #3ac1fca1
-def proportions(rng: np.random.Generator) -> tuple[float, float]:
-    "Aspect and shear of a hand."
-    return float(np.exp(rng.uniform(-0.18, 0.18))), float(np.clip(rng.normal(0, 0.12), -0.3, 0.3))
-
-# %% ../nbs/04_data.ipynb #458b5bb4
-def random_hand(
-    drawing: Drawing,
-    size: float,  # px of the median symbol
-    aspect: float,
-    shear: float,
-    rng: np.random.Generator,
-):  # drawing.Hand
-    "A hand with a pen, a turn and a base line of its own."
-    from formula_gan.drawing import Hand
-    pen = float(rng.uniform(0.07, 0.15))
-    turn = float(np.clip(rng.normal(0, drawing.tilt), -5, 5))
-    wave = float(abs(rng.normal(0, 0.04)))
-    return Hand(size, pen, aspect, shear, turn, wave, drawing.loose)
-
-# %% ../nbs/04_data.ipynb #8564fb1c
-def draw_by_hand(
-    figure,  # drawing.Figure
-    profile: Profile,
-    size: float,  # relative to the matched size
-    seed: int,
-    loose: float = 0.0,  # of its symbols, as of `drawing.Hand`
-    slant: float | None = None,  # to the right, per height; None: a random one
-) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
-    "A figure as training draws it, with a pen and a slant of its own, and the boxes of its tokens."
-    from formula_gan.drawing import leaning
-    rng = np.random.default_rng(seed)
-    drawing = Drawing(profile.symbol_height, loose=loose)
-    hand = random_hand(drawing, size * profile.symbol_height, *proportions(rng), rng)
-    if slant is not None: hand = leaning(hand, figure, slant)
-    return figure.draw(hand, rng, (1, 1, 1, 1))
-
-
-def draw_loose(
-    latex: str,  # normal form
-    layout,  # rendering.Layout
-    profile: Profile,
-    size: float,  # relative to the matched size
-    seed: int,
-    slant: float | None = None,  # as for `draw_by_hand`
-) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
-    "Print as a profile loosens it, by a random hand, and the boxes of its tokens."
-    from formula_gan.drawing import print_figure
-    return draw_by_hand(print_figure(latex, layout), profile, size, seed, profile.loose, slant)
-
-# %% ../nbs/04_data.ipynb #60c4467d
-def draw_item(
-    figure,  # drawing.Figure or drawing.Picture
-    drawing: Drawing,
-    size: float,  # px of the median symbol
-    aspect: float,  # of the whole batch, as `shear` is
-    shear: float,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
-    "One figure of a batch, by a hand and with a border of its own."
-    from formula_gan.drawing import photo_faults
-    if drawing.sizing == "height": size = size / (figure.size[1] + 0.5)
-    hand = random_hand(drawing, size, aspect, shear, rng)
-    border = tuple(int(side) for side in rng.integers(drawing.border // 2, 3 * drawing.border // 2 + 1, 4))
-    image, boxes = figure.draw(hand, rng, border)
-    if rng.random() < drawing.faults: image = photo_faults(image, rng, size)
-    return image, boxes
-
 # %% ../nbs/04_data.ipynb #163d3dcd
 def ordered_batches(
     images: ImageSet,
@@ -695,7 +714,8 @@ def ordered_batches(
     order = sorted(range(len(images)), key=lambda i: size_class(images.shapes[i], profile))
     side = 2 * margin(profile) + 16
     while order:
-        group, h, w = [], 0, 0
+        group = []
+        h = w = 0
         while order and len(group) < largest:
             shape = images.shapes[order[0]] + side
             h, w = max(h, shape[0]), max(w, shape[1])
