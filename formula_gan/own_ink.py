@@ -37,6 +37,15 @@ def ink_captions(
                 raise FormulaGanError(f"{table} and another file have two captions of {key}: remove one of them")
     return captions, broken
 
+# %% ../nbs/04b_own_ink.ipynb #88caaa20
+def _labelled(name: str, ink, captions: dict) -> Ink:
+    "An ink with its normal form; `ink` may be the error why there is none."
+    if not isinstance(ink, Ink): raise ink
+    key = caption_key(name, captions)
+    truth = (captions[key] if key else ink.latex).strip().strip("$").strip()
+    if not truth: raise FormulaGanError("it has no label, neither in a caption file nor of its own")
+    return dataclasses.replace(ink, latex=normalize(truth))
+
 # %% ../nbs/04b_own_ink.ipynb #c756aeff
 def labelled_inks(
     path: str | Path,  # folder or zip
@@ -46,21 +55,15 @@ def labelled_inks(
     path = Path(path).expanduser()
     if not path.exists(): raise FormulaGanError(f"no ink {str(path)!r}: name a folder or a zip of InkML files")
     members = folder_members(path)
-    def wanted(name):
-        place = PurePosixPath(name)
-        return place.suffix.lower() == ".inkml" and CROHME_FOLDERS["test"] not in place.parts
-    names = [name for name in members if wanted(name)]
+    places = {name: PurePosixPath(name) for name in members}
+    ours = [name for name, place in places.items() if CROHME_FOLDERS["test"] not in place.parts]
+    names = [name for name in ours if places[name].suffix.lower() == ".inkml"]
     if not names: raise FormulaGanError(f"{path} holds no InkML files")
     captions, broken = ink_captions(members, names)
-    inks, skipped = [], []
+    inks = []
+    skipped = []
     for name in names:
-        ink = read_member(name, members[name])
-        try:
-            if not isinstance(ink, Ink): raise ink
-            key = caption_key(name, captions)
-            truth = (captions[key] if key else ink.latex).strip().strip("$").strip()
-            if not truth: raise FormulaGanError("it has no label, neither in a caption file nor of its own")
-            inks.append(dataclasses.replace(ink, latex=normalize(truth)))
+        try: inks.append(_labelled(name, read_member(name, members[name]), captions))
         except TokenizeError as error: skipped.append((name, f"its label is no LaTeX: {error}"))
         except FormulaGanError as error: skipped.append((name, str(error)))
     if inks: return inks, skipped
@@ -83,7 +86,7 @@ class OwnInk:
         return (f"{len(self.train) + len(self.valid)} inks{whose}: {len(self.train)} for training, {len(self.valid)} "
                 f"for validation (by {self.held_out}), {len(self.skipped)} files left out")
 
-
+# %% ../nbs/04b_own_ink.ipynb #7a0d0355
 def hold_out(
     inks: list[Ink],  # with normal forms
     share: float = 0.1,  # of the writers, or of the files; one at least
@@ -102,7 +105,7 @@ def hold_out(
     unseen = [ink for ink in rest if ink.latex not in seen]
     return train, unseen or rest, "writers" if by_writer else "files"
 
-
+# %% ../nbs/04b_own_ink.ipynb #d809823e
 def read_own_ink(
     path: str | Path,  # folder or zip of InkML
 ) -> OwnInk:
@@ -127,7 +130,7 @@ def has_wikipedia(
     try: return data_file("wikipedia_formulas.txt.xz", data_dir).exists()
     except FormulaGanError: return False
 
-
+# %% ../nbs/04b_own_ink.ipynb #9d9d03cd
 def own_corpus(
     own: OwnInk,
     profile: Profile,
