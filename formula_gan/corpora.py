@@ -24,10 +24,11 @@ def demo_formula(
     rng: np.random.Generator,
 ) -> str:  # normal-form tokens joined by spaces
     "One random formula: a relation between two short expressions, or one expression."
-    pick = lambda *options: options[rng.integers(len(options))]
-    letter = lambda: pick(*"abcdnxyz", "\\alpha", "\\theta", "\\pi")
-    digit = lambda: pick(*"0123456789")
-    atom = lambda: pick(letter, digit, letter)()
+    def pick(*options): return options[rng.integers(len(options))]
+    def letter(): return pick(*"abcdnxyz", "\\alpha", "\\theta", "\\pi")
+    def digit(): return pick(*"0123456789")
+    def atom(): return pick(letter, digit, letter)()
+    def side(): return f" {pick('+', '-', '+')} ".join(term() for _ in range(rng.integers(1, 3)))
     def term(depth=0):
         kind = pick("atom", "atom", "sup", "sub", "frac", "sqrt", "fence") if depth < 2 else "atom"
         if kind == "sup": return f"{letter()} ^ {{ {atom()} }}"
@@ -36,7 +37,6 @@ def demo_formula(
         if kind == "sqrt": return f"\\sqrt {{ {term(depth + 1)} }}"
         if kind == "fence": return f"( {term(depth + 1)} {pick('+', '-')} {atom()} )"
         return atom()
-    side = lambda: f" {pick('+', '-', '+')} ".join(term() for _ in range(rng.integers(1, 3)))
     return f"{side()} {pick('=', '=', '<', chr(92) + 'leq')} {side()}" if rng.random() < 0.6 else side()
 
 # %% ../nbs/03c_corpora.ipynb #518616d0

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINE', 'Figure', 'make_figure', 'thinned', 'ink_figure', 'path_polygons', 'layout_outlines', 'print_figure', 'Hand',
-           'draw_hand', 'bend', 'token_boxes', 'draw_figure', 'slant_of', 'leaning', 'fault_unit', 'patches',
-           'paper_lines', 'ruling', 'photo_faults', 'stitched_figure', 'Picture', 'print_boxes', 'ink_boxes',
+           'bend', 'token_boxes', 'draw_figure', 'slant_of', 'leaning', 'fault_unit', 'patches', 'paper_lines',
+           'ruling', 'frame_remains', 'photo_faults', 'stitched_figure', 'Picture', 'print_boxes', 'ink_boxes',
            'box_list', 'PictureSet', 'FigureSet']
 
 # %% ../nbs/03b_drawing.ipynb #73602c8a
@@ -153,22 +153,6 @@ class Hand:
     wave: float = 0.0  # of the base line, over about eight heights
     loose: float = 0.0  # of each symbol: 1 is 6 degrees, 7 % of its size, 0.06 of its height (standard deviations)
 
-# %% ../nbs/03b_drawing.ipynb #c672d043
-def draw_hand(
-    rng: np.random.Generator,
-    height: float,  # px of the median symbol
-    tilt: float = 2.0,  # degrees
-    loose: float = 1.0,
-) -> Hand:
-    "A random hand: size 0.74 to 1.35, pen 0.07 to 0.15, slant and proportions as people write."
-    size = float(np.exp(rng.uniform(np.log(0.74), np.log(1.35))))
-    pen = float(rng.uniform(0.07, 0.15))
-    aspect = float(np.exp(rng.uniform(-0.18, 0.18)))
-    shear = float(rng.normal(0, 0.12))
-    turn = float(rng.uniform(-tilt, tilt))
-    wave = float(np.abs(rng.normal(0, 0.04)))
-    return Hand(size * height, pen, aspect, shear, turn, wave, loose)
-
 # %% ../nbs/03b_drawing.ipynb #30f6f773
 def _loosen(
     figure: Figure,
@@ -287,7 +271,7 @@ def slant_of(
     if not upright.any(): return 0.0
     return float(np.average(down[upright] / across[upright], weights=strength[upright]))
 
-
+# %% ../nbs/03b_drawing.ipynb #bd735b91
 def leaning(
     hand: Hand,
     figure: Figure,
@@ -350,6 +334,21 @@ def ruling(
     lines = paper_lines(picture.shape, step, first, left, slope, round(fault_unit(height)))
     np.maximum(picture, level * lines * patches(picture.shape, rng), out=picture)
 
+# %% ../nbs/03b_drawing.ipynb #4b72b646
+def frame_remains(
+    picture: np.ndarray,  # float32 (h, w), changed in place
+    rng: np.random.Generator,
+    unit: float,  # px, `fault_unit`
+):
+    "What is left of a frame: lines along some sides."
+    for side in rng.permutation(4)[:rng.integers(1, 5)]:
+        near = int(rng.integers(0, 3))
+        level = float(rng.uniform(80, 255))
+        thick = int(rng.integers(1, 4))
+        turned = np.rot90(picture, side)
+        near, thick = round(unit * near), round(unit * thick)
+        turned[near:near + thick] = np.maximum(turned[near:near + thick], level)
+
 # %% ../nbs/03b_drawing.ipynb #742fbafb
 def photo_faults(
     image: np.ndarray,  # uint8 (h, w), ink 255
@@ -363,14 +362,7 @@ def photo_faults(
     unit = fault_unit(height)
     chance = rng.random(6)
     if chance[0] < 0.15: ruling(picture, rng, height)
-    if chance[1] < 0.1:  # what is left of a frame: lines along some sides
-        for side in rng.permutation(4)[:rng.integers(1, 5)]:
-            near = int(rng.integers(0, 3))
-            level = float(rng.uniform(80, 255))
-            thick = int(rng.integers(1, 4))
-            turned = np.rot90(picture, side)
-            near, thick = round(unit * near), round(unit * thick)
-            turned[near:near + thick] = np.maximum(turned[near:near + thick], level)
+    if chance[1] < 0.1: frame_remains(picture, rng, unit)
     if chance[2] < 0.3:
         for _ in range(rng.integers(1, 6)):
             centre = (int(rng.integers(w)), int(rng.integers(h)))

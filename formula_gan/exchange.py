@@ -35,7 +35,7 @@ def whole_tokens(
     printed = set(figure.symbol[figure.filled].tolist())
     return [n for n, t in enumerate(figure.token.tolist()) if t in alone and n not in printed]
 
-
+# %% ../nbs/03d_exchange.ipynb #52c2adf3
 def lines_of(
     figure: Figure,
     symbol: int,
@@ -51,7 +51,8 @@ class SymbolPool:
         self,
         figures: FigureSet,
     ):
-        self.figures, self.places = figures, {}
+        self.figures = figures
+        self.places = {}
         for n in range(len(figures)):
             figure = figures[n]
             tokens = figure.tokens.split()
@@ -93,8 +94,8 @@ def exchange(
     rng: np.random.Generator,
 ) -> Figure:  # its tokens may differ
     "A written formula with some of its symbols exchanged for what others wrote."
-    tokens, ends = figure.tokens.split(), np.append(figure.starts[1:], len(figure.points))
-    lines = [(owner, figure.points[a:b]) for owner, a, b in zip(figure.symbol.tolist(), figure.starts, ends)]
+    tokens = figure.tokens.split()
+    lines = list(zip(figure.symbol.tolist(), np.split(figure.points, figure.starts[1:])))
     filled = {owner: bool(f) for owner, f in zip(figure.symbol.tolist(), figure.filled)}
     for symbol in whole_tokens(figure):
         token = tokens[figure.token[symbol]]
@@ -122,7 +123,7 @@ def balanced(tokens: list[str]) -> bool:
         if open_ < 0: return False
     return open_ == 0
 
-
+# %% ../nbs/03d_exchange.ipynb #d6748227
 def rows_of_atoms(
     tokens: list[str],  # normal form
 ) -> list[tuple[int, list[int]]]:  # (depth of scripts, where each atom begins and, last, the end) of each row
@@ -157,29 +158,38 @@ class Part(NamedTuple):
     width: float
     height: float
 
-
-def find_parts(figure: Figure) -> list[Part]:
-    "The parts of a written formula that can be exchanged."
-    tokens, token = figure.tokens.split(), figure.token
-    written = np.bincount(token[token >= 0], minlength=len(tokens))
-    if figure.filled.any() or (written != [t not in STRUCTURE for t in tokens]).any() or (token < 0).any(): return []
-    low, high = np.full((len(token), 2), np.inf), np.full((len(token), 2), -np.inf)
+# %% ../nbs/03d_exchange.ipynb #8c40d639
+def _boxes(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
+    "The lowest and the highest x, y of each symbol."
+    shape = len(figure.token), 2
+    low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     np.minimum.at(low, figure.symbol, np.minimum.reduceat(figure.points, figure.starts))
     np.maximum.at(high, figure.symbol, np.maximum.reduceat(figure.points, figure.starts))
-    middle, solid = (low + high) / 2, np.array([tokens[t] != "\\sqrt" for t in token])
+    return low, high
+
+# %% ../nbs/03d_exchange.ipynb #aec58495
+def find_parts(figure: Figure) -> list[Part]:
+    "The parts of a written formula that can be exchanged."
+    tokens = figure.tokens.split()
+    token = figure.token
+    written = np.bincount(token[token >= 0], minlength=len(tokens))
+    if figure.filled.any() or (written != [t not in STRUCTURE for t in tokens]).any() or (token < 0).any(): return []
+    low, high = _boxes(figure)
+    middle = (low + high) / 2
+    solid = np.array([tokens[t] != "\\sqrt" for t in token])
     parts = []
-    for depth, begins in rows_of_atoms(tokens):
-        for i, first in enumerate(begins):
-            for end in begins[i + 1:]:
-                own = (token >= first) & (token < end)
-                if not FEWEST <= own.sum() <= MOST or not balanced(tokens[first:end]): continue
-                start, stop = low[own].min(0), high[own].max(0)
-                if (((middle > start) & (middle < stop)).all(1) & solid & ~own).any(): continue
-                level = middle[np.isin(token, begins) & own, 1]
-                if not len(level): continue  # braces around everything
-                edges = tokens[first] in BETWEEN, tokens[end - 1] in BETWEEN
-                place = start[0], float(level.mean()), *(stop - start)
-                parts.append(Part(depth, int(own.sum()), *edges, first, end, *place))
+    rows = rows_of_atoms(tokens)
+    spans = [(depth, row, first, end) for depth, row in rows for i, first in enumerate(row) for end in row[i + 1:]]
+    for depth, row, first, end in spans:
+        own = (token >= first) & (token < end)
+        if not FEWEST <= own.sum() <= MOST or not balanced(tokens[first:end]): continue
+        start, stop = low[own].min(0), high[own].max(0)
+        if (((middle > start) & (middle < stop)).all(1) & solid & ~own).any(): continue
+        level = middle[np.isin(token, row) & own, 1]
+        if not len(level): continue  # braces around everything
+        edges = tokens[first] in BETWEEN, tokens[end - 1] in BETWEEN
+        place = start[0], float(level.mean()), *(stop - start)
+        parts.append(Part(depth, int(own.sum()), *edges, first, end, *place))
     return parts
 
 # %% ../nbs/03d_exchange.ipynb #6f733f47
@@ -190,7 +200,8 @@ UNLIKE = 0.5  # no part is put where width and height differ by more: sum of the
 class PartPool:
     "The parts of a figure set, by depth, count of symbols and edges."
     def __init__(self, figures: FigureSet):
-        self.figures, self.places = figures, {}
+        self.figures = figures
+        self.places = {}
         for n in range(len(figures)):
             for part in find_parts(figures[n]): self.places.setdefault(part[:4], []).append((n, part))
 
@@ -204,10 +215,20 @@ class PartPool:
         if not places: return None
         drawn = [places[i] for i in rng.integers(len(places), size=DRAWN)]
         def unlike(other): return abs(np.log(np.divide(other[-2:], part[-2:]).clip(0.01))).sum()
-        n, likest = min(drawn, key=lambda place: unlike(place[1]))
-        return (self.figures[n], likest) if unlike(likest) < UNLIKE else None
+        n, closest = min(drawn, key=lambda place: unlike(place[1]))
+        return (self.figures[n], closest) if unlike(closest) < UNLIKE else None
 
+# %% ../nbs/03d_exchange.ipynb #967ba982
+def _lines_with_symbols(
+    figure: Figure,
+    symbols: np.ndarray,  # bool (symbols,): those wanted
+) -> list[tuple[int, np.ndarray]]:  # (place among the wanted symbols, line)
+    "The lines of some symbols of a figure."
+    place = np.cumsum(symbols) - 1
+    lines = np.split(figure.points, figure.starts[1:])
+    return [(place[s], line) for s, line in zip(figure.symbol, lines) if symbols[s]]
 
+# %% ../nbs/03d_exchange.ipynb #b2dfbc46
 def graft(
     figure: Figure,
     part: Part,  # of it
@@ -215,18 +236,15 @@ def graft(
     new: Part,  # of the donor
 ) -> Figure:
     "A formula with one of its parts exchanged for another's."
-    grown = (new.end - new.first) - (part.end - part.first)
-    def belongs(token, part): return (token >= part.first) & (token < part.end)
-    def kept(figure, symbols):  # lines, and the place of each among the symbols that stay
-        place = np.cumsum(symbols) - 1
-        lines = np.split(figure.points, figure.starts[1:])
-        return [(place[s], line) for s, line in zip(figure.symbol, lines) if symbols[s]]
-    stay, come = ~belongs(figure.token, part), belongs(donor.token, new)
+    stay = (figure.token < part.first) | (figure.token >= part.end)
+    come = (donor.token >= new.first) & (donor.token < new.end)
     scale = np.float32([part.width / max(new.width, 0.02), (part.height / max(new.height, 0.02)) ** 0.5])
     shift = np.float32([part.left, part.level]) - np.float32([new.left, new.level]) * scale
-    lines = kept(figure, stay) + [(stay.sum() + s, line * scale + shift) for s, line in kept(donor, come)]
-    token = np.append(np.where(figure.token >= part.end, figure.token + grown, figure.token)[stay],
-                      donor.token[come] - new.first + part.first)
+    lines = _lines_with_symbols(figure, stay)
+    lines += [(stay.sum() + s, line * scale + shift) for s, line in _lines_with_symbols(donor, come)]
+    grown = (new.end - new.first) - (part.end - part.first)
+    kept = np.where(figure.token >= part.end, figure.token + grown, figure.token)[stay]
+    token = np.append(kept, donor.token[come] - new.first + part.first)
     tokens = figure.tokens.split()
     tokens[part.first:part.end] = donor.tokens.split()[new.first:new.end]
     symbol, points = zip(*lines)
@@ -234,7 +252,7 @@ def graft(
     return Figure(" ".join(tokens), np.concatenate(points), starts, np.asarray(symbol, "int16"),
                   np.zeros(len(lines), bool), token.astype("int16"))
 
-
+# %% ../nbs/03d_exchange.ipynb #b888c794
 def exchange_parts(
     figure: Figure,  # written
     pool: PartPool,

@@ -77,14 +77,14 @@ def _local(element) -> str:
     "An element's name without its namespace; empty for a comment."
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
-
+# %% ../nbs/03_ink.ipynb #a646c6be
 def _children(element, name: str) -> list: return [child for child in element if _local(child) == name]
 
-
+# %% ../nbs/03_ink.ipynb #c32da844
 def _identifier(element) -> str | None:
     return element.get("id") or element.get("{http://www.w3.org/XML/1998/namespace}id")
 
-
+# %% ../nbs/03_ink.ipynb #9d424da3
 def _annotation(element, *kinds: str) -> str:
     "The text of an element's first annotation of the first kind that has a text; empty where none has."
     for kind in kinds:
@@ -249,7 +249,8 @@ def _read_files(path: Path, belongs, origin: str, progress: bool) -> tuple[list[
     from tqdm import tqdm
     if not path.exists(): raise InkError(f"{path}: no such file or folder; {origin}")
     files = _folder_files(path, belongs) if path.is_dir() else _zip_files(path, belongs)
-    inks, skipped = [], []
+    inks = []
+    skipped = []
     try:
         for name, source, data in tqdm(files, "reading ink", disable=not progress, unit=" files"):
             try:
@@ -363,13 +364,15 @@ def stroke_symbol_height(
     boxes = _boxes(ink.strokes)
     size = upright_height(boxes)
     group = np.arange(len(boxes))
-    for i, j in [*_touching(ink.strokes, boxes, size), *_dotted(boxes, size)]: group[group == group[i]] = group[j]
+    for i, j in [*_touching(ink.strokes, boxes, size), *_dotted(boxes, size)]:
+        group[group == group[i]] = group[j]
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     parts = [group == number for number in np.unique(group)]
     return upright_height(np.array([[*low[part].min(0), *(high[part].max(0) - low[part].min(0))] for part in parts]))
 
 # %% ../nbs/03_ink.ipynb #54fd5cb5
-LARGEST_SIDE, LARGEST_AREA = 16_384, 2**24  # px
+LARGEST_SIDE = 16_384  # px
+LARGEST_AREA = 2**24  # px
 
 
 def _scale_and_pen(

@@ -87,7 +87,8 @@ def _glyph_pieces(glyph, place: int) -> list[_Piece]:
 # %% ../nbs/03a_stitching.ipynb #3e9dffa5
 def _pieces(layout) -> list[_Piece]:
     "What a pen writes for a layout, left to right as typeset, one piece a shape; rules last."
-    rules, pieces = [], []
+    rules = []
+    pieces = []
     for place, rule in enumerate(layout.rules, len(layout.glyphs)):
         rules.append(_Piece("-", rule.x, rule.y, rule.width, rule.height, place=place))
     for place, glyph in enumerate(layout.glyphs): pieces += _glyph_pieces(glyph, place)
@@ -316,7 +317,8 @@ def stitch(
     if writer is None: writer = _best_writer({piece.label for piece in pieces}, bank, rng)
     pieces = _words(pieces, is_written)
     sway = _Sway.draw(rng, layout.symbol_height, jitter)
-    strokes, symbols = [], []
+    strokes = []
+    symbols = []
     for piece in pieces:
         fit = _fit_radical if piece.label == "\\sqrt" else _fit
         written = fit(bank.pick(piece.label, rng, writer), piece, pen=0.1 * layout.symbol_height)
@@ -330,7 +332,7 @@ def stitch(
 # %% ../nbs/03a_stitching.ipynb #da1d26ea
 def _curve(*points) -> np.ndarray: return np.array(points, float)
 
-
+# %% ../nbs/03a_stitching.ipynb #b23f83b5
 def _arc(x, y, a, b, start, stop, count=16) -> np.ndarray:
     "Part of an ellipse about (x, y) with half axes a, b; degrees, clockwise on the page from the right."
     t = np.radians(np.linspace(start, stop, count))

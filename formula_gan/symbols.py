@@ -225,7 +225,7 @@ def accent(
     if not base or not command: return ""
     return rf"\not {base}" if command == r"\not" else f"{command}{{{base}}}"
 
-
+# %% ../nbs/00a_symbols.ipynb #dc67d666
 def _styled(char: str, plain: str) -> str:
     "A letter with the style that its name says, if it has that."
     name = unicodedata.name(char)

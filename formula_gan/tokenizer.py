@@ -15,6 +15,11 @@ from typing import NamedTuple
 from .core import FormulaGanError
 from .symbols import *  # so that every table can be imported from here, and Vocab, too
 
+# %% ../nbs/01_tokenizer.ipynb #dae352e6
+def _shown(text: str) -> str:
+    "Text for a message: one line of printable characters."
+    return "".join(c if c.isprintable() else " " if c.isspace() else f"U+{ord(c):04X}" for c in text)
+
 # %% ../nbs/01_tokenizer.ipynb #a959f8af
 class TokenizeError(FormulaGanError):
     "A formula that has no normal form: `.reason` says why, `.position` is the offset of the offending character."
@@ -32,12 +37,7 @@ class TokenizeError(FormulaGanError):
         reason, position, excerpt = self.args
         return f"{reason}, at character {position} of '{_shown(excerpt)}'" if excerpt.strip() else reason
 
-
-def _shown(text: str) -> str:
-    "Text for a message: one line of printable characters."
-    return "".join(c if c.isprintable() else " " if c.isspace() else f"U+{ord(c):04X}" for c in text)
-
-
+# %% ../nbs/01_tokenizer.ipynb #20c1a217
 def lacking(
     char: str,
 ) -> str:  # a message
@@ -45,7 +45,7 @@ def lacking(
     shown = f"{char} (U+{ord(char):04X})" if char.isprintable() else f"U+{ord(char):04X}"
     return f"the typesetter lacks the character {shown}: write it as a LaTeX command, or leave it out"
 
-
+# %% ../nbs/01_tokenizer.ipynb #17a3e516
 def _error(reason: str, latex: str, position: int) -> TokenizeError:
     return TokenizeError(reason, position, latex[max(position - 30, 0):position + 30])
 
@@ -101,7 +101,7 @@ def spell_out(
             end = found.end()
     return "".join(parts) + latex[end:], offsets
 
-
+# %% ../nbs/01_tokenizer.ipynb #7a16badc
 def _source_offset(offsets: list, at: int) -> int:
     "The offset in the source of an offset in what `spell_out` made of it."
     n = bisect_right(offsets, at, key=lambda pair: pair[0])
@@ -136,12 +136,12 @@ class Script(NamedTuple):
     sub: list
     sup: list
 
-
+# %% ../nbs/01_tokenizer.ipynb #2e81bb19
 class Group(NamedTuple):
     "Braces that cannot be left out around a base: `{ x ^ { 2 } } ^ { 3 }`, or the empty base of `{ } _ { n }`."
     items: list
 
-
+# %% ../nbs/01_tokenizer.ipynb #16805023
 class Call(NamedTuple):
     r"A command with its arguments: `\sqrt [ 3 ] { x }`."
     name: str
@@ -154,12 +154,18 @@ class Atop(NamedTuple):
     top: list
     bottom: list
 
-
+# %% ../nbs/01_tokenizer.ipynb #71b432aa
 class Table(NamedTuple):
     r"An environment: `head`, cells between `&`, rows between `\\`, `tail`."
     head: tuple
     rows: list
     tail: str
+
+# %% ../nbs/01_tokenizer.ipynb #6e9188c8
+def _braces(nodes: list, out: list, depth: int) -> None:
+    out.append("{")
+    _serialize(nodes, out, depth + 1)
+    out.append("}")
 
 # %% ../nbs/01_tokenizer.ipynb #00a1fb34
 def _serialize(nodes: list, out: list, depth: int = 1) -> None:
@@ -182,17 +188,13 @@ def _serialize(nodes: list, out: list, depth: int = 1) -> None:
         elif kind is Atop: _atop(node, out, depth)
         else: _cells(node, out, depth)
 
-def _braces(nodes: list, out: list, depth: int) -> None:
-    out.append("{")
-    _serialize(nodes, out, depth + 1)
-    out.append("}")
-
 # %% ../nbs/01_tokenizer.ipynb #75bb3742
 def _option(nodes: list, out: list, depth: int) -> None:
     content = []
     _serialize(nodes, content, depth + 2)
     out += ["[", "{", *content, "}", "]"] if "]" in content else ["[", *content, "]"]
 
+# %% ../nbs/01_tokenizer.ipynb #e6977132
 def _atop(node: Atop, out: list, depth: int) -> None:
     out.append("{")
     _serialize(node.top, out, depth + 1)
@@ -221,11 +223,11 @@ _SCRIPTS = frozenset("_^'")
 class _Failure(Exception):
     "What is wrong, and where: at which lexeme, or in `_parse` at which offset."
 
-
+# %% ../nbs/01_tokenizer.ipynb #c1ffbf5c
 class _Undefined(_Failure):
     "A command that the tokenizer does not know; the typesetter may."
 
-
+# %% ../nbs/01_tokenizer.ipynb #5ac8c83a
 class _Reader:
     "The lexemes of one formula, `i` the next one."
     def __init__(self, lexemes: list):
@@ -256,6 +258,7 @@ def _command(*names):
         return method
     return register
 
+# %% ../nbs/01_tokenizer.ipynb #a09f9f07
 def _atom(p: _Reader) -> list:
     "The next symbol, group, command or environment."
     lexeme = p.lexemes[p.i]
@@ -302,6 +305,7 @@ def _takes_limits(node) -> bool:
     "Whether scripts of this node stand above and below it."
     return node in TAKES_LIMITS if type(node) is str else type(node) is Call and node.name in _BRACES
 
+# %% ../nbs/01_tokenizer.ipynb #dc462ed8
 def _base(nodes: list) -> list:
     "What is left of a group before a script."
     if not nodes: return [_EMPTY]
@@ -386,6 +390,7 @@ def _fraction(infix: str, above: list, below: list) -> list:
     if type(kind) is str: return [Call(kind, [], (above, below))]
     return [kind[0], Atop(above, below), kind[1]] if kind else [Atop(above, below)]
 
+# %% ../nbs/01_tokenizer.ipynb #46a8e215
 def _braced(p: _Reader) -> list:
     "The nodes of `{ ... }`."
     p.i += 1
@@ -490,6 +495,7 @@ def _font(p, name):
     p.text = text
     return nodes
 
+# %% ../nbs/01_tokenizer.ipynb #672e4f25
 @_command(*FONT_SWITCHES)
 def _switch(p, name):
     p.alphabet = FONT_SWITCHES[name]
@@ -507,6 +513,7 @@ def _text(p, name):
     p.text = text
     return nodes
 
+# %% ../nbs/01_tokenizer.ipynb #79e52acc
 def _in_text(p: _Reader, lexeme: str) -> list:
     "`_` and `$` within text."
     p.i += 1
@@ -537,12 +544,14 @@ def _skip(p: _Reader) -> None:
         p.i += 1
         if depth <= 0: return
 
+# %% ../nbs/01_tokenizer.ipynb #f0444cea
 def _raw(p: _Reader) -> str:
     "The text of one argument, without its braces."
     start = p.i
     _skip(p)
     return "".join(p.lexemes[start:p.i]).removeprefix("{").removesuffix("}")
 
+# %% ../nbs/01_tokenizer.ipynb #b9270433
 def _skip_option(p: _Reader, dimension: bool = False) -> None:
     "Pass over `[ ... ]` if it stands here and, where `dimension`, holds a length."
     if p.lexemes[p.i] != "[": return
@@ -560,6 +569,7 @@ def _dropped(p, name):
     for _ in range(DROPPED_ARGUMENTS[name]): _skip(p)
     return []
 
+# %% ../nbs/01_tokenizer.ipynb #a623474d
 @_command(r"\kern", r"\mkern", r"\hskip", r"\mskip")
 def _length(p, name):
     for end in range(p.i + 1, min(p.i + 16, len(p.lexemes))):
@@ -568,6 +578,7 @@ def _length(p, name):
             return []
     p.fail(f"{name} lacks a length such as 3pt")
 
+# %% ../nbs/01_tokenizer.ipynb #25b703ac
 @_command(r"\rule")
 def _rule(p, name):
     start = p.i - 1
@@ -577,6 +588,7 @@ def _rule(p, name):
         p.fail(r"\rule draws a bar, which has no token: leave it out", start)
     return []  # a strut
 
+# %% ../nbs/01_tokenizer.ipynb #ae31c9bf
 @_command(r"\\", r"\cr", r"\newline")
 def _line_break(p, name):  # outside of tables a formula has one line
     if p.lexemes[p.i] == "*": p.i += 1
@@ -606,6 +618,7 @@ def _left(p, name):
     p.i += 1
     return opening + nodes + _delimiter(p, r"\right")
 
+# %% ../nbs/01_tokenizer.ipynb #bb40c9f6
 @_command(r"\right")
 def _right(p, name):
     p.fail(r"\right without its \left", p.i - 1)
@@ -627,6 +640,7 @@ def _operator(p, name):
     if around and around[0].sup: nodes = [Call(r"\overset", [], (around[0].sup, nodes))]
     return nodes
 
+# %% ../nbs/01_tokenizer.ipynb #997127a8
 @_command(r"\arccot", r"\arcsec", r"\arccsc", r"\sgn")
 def _spelled(p, name):
     return list(name[1:])
@@ -636,10 +650,12 @@ def _spelled(p, name):
 def _pmod(p, name):
     return ["(", *([r"\bmod"] if name == r"\pmod" else []), *_argument(p, name), ")"]
 
+# %% ../nbs/01_tokenizer.ipynb #ca763f91
 @_command(r"\dots")
 def _dots(p, name):
     return [r"\cdots" if LEAVES.get(p.lexemes[p.i]) in AFTER_CDOTS else r"\ldots"]
 
+# %% ../nbs/01_tokenizer.ipynb #70f653b3
 @_command(r"\not", r"\centernot")
 def _not(p, name):
     nodes = _argument(p, name)
@@ -653,6 +669,7 @@ def _braket(p, name):
     opening, closing = (r"\langle", r"\rangle") if name.endswith("raket") else (r"\{", r"\}")
     return [opening, *_argument(p, name), closing]
 
+# %% ../nbs/01_tokenizer.ipynb #4e6ddeb3
 @_command(r"\genfrac")
 def _genfrac(p, name):
     opening, closing = ([token] if (token := LEAVES.get(_raw(p))) else [] for _ in range(2))
@@ -662,6 +679,7 @@ def _genfrac(p, name):
     if bare and [*opening, *closing] == ["(", ")"]: return [Call(r"\binom", [], (above, below))]
     return [*opening, Atop(above, below) if bare else Call(r"\frac", [], (above, below)), *closing]
 
+# %% ../nbs/01_tokenizer.ipynb #390b4069
 @_command(r"\prescript")
 def _prescript(p, name):
     sup, sub = _argument(p, name), _argument(p, name)
@@ -674,18 +692,21 @@ def _root(p, name):
     p.i += 1
     return [Call(r"\sqrt", index, (_argument(p, name),))]
 
+# %% ../nbs/01_tokenizer.ipynb #564f3bfd
 @_command(r"\buildrel")
 def _buildrel(p, name):
     above = _sequence(p, (r"\over",))
     p.i += 1
     return [Call(r"\overset", [], (above, _argument(p, name)))]
 
+# %% ../nbs/01_tokenizer.ipynb #8919b2cc
 @_command(r"\mathchoice")
 def _mathchoice(p, name):
     nodes = _argument(p, name)
     for _ in range(3): _skip(p)
     return nodes
 
+# %% ../nbs/01_tokenizer.ipynb #54df582e
 @_command(r"\AA")
 def _angstrom(p, name):
     return [Call(r"\mathring", [], (["A"],))]
@@ -720,6 +741,7 @@ def _table(name: str, columns: tuple, rows: list) -> list:
     if name == "substack": return [Table((r"\substack", "{"), rows, "}")]
     return [Table(("\\begin{" + name + "}", *columns), rows, "\\end{" + name + "}")]
 
+# %% ../nbs/01_tokenizer.ipynb #1d89fe20
 @_command(r"\substack", r"\matrix", r"\pmatrix", r"\cases")
 def _plain_table(p, name):
     if p.lexemes[p.i] != "{": p.fail(f"{name} lacks its braces")

@@ -57,6 +57,7 @@ def test_stages_are_found_again(tmp_path, monkeypatch):
     folder = stage_folder("gan", {"b": 1, "a": [2]})
     assert cache_dir() == tmp_path
     assert folder == stage_folder("gan", {"a": [2], "b": 1}) != stage_folder("gan", {"b": 2, "a": [2]})
+    assert folder == stage_folder("gan", {"a": (2.0,), "b": 1.0}) != stage_folder("gan", {"b": True, "a": [2]})
     assert stage_facts(folder) is None
     finish_stage(folder, minutes=1.5)
     assert stage_facts(folder) == {"minutes": 1.5}

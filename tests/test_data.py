@@ -73,7 +73,7 @@ def test_workers_bring_the_same_batches():
 
 def test_sources_are_drawn_evenly_and_epochs_are_permutations():
     stream = Stream(sets((7, 11)), VOCAB, demo, 4, seed=0)
-    drawn = [stream.item(n) for n in range(2 * 77)]
+    drawn = [stream.turns[n] for n in range(2 * 77)]
     for which, size in enumerate((7, 11)):
         indices = [i for w, i in drawn if w == which]
         assert len(indices) == 77
