@@ -11,7 +11,7 @@ __all__ = ['seed_everything_for', 'join_processes', 'summed', 'place', 'average_
            'target_class', 'update_average', 'verdict_on_generator', 'write_fakes', 'z_term']
 
 # %% ../nbs/07_trainer.ipynb #d42cb151
-import contextlib, csv, json, math, signal, threading, time, warnings
+import contextlib, csv, math, signal, threading, time, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .core import FormulaGanError, atomic_path, derive_seed, mixed_precision
+from .core import FormulaGanError, atomic_path, derive_seed, identity_text, mixed_precision
 from .data import packed
 from .losses import (Z_CAP, GanModels, discriminator_cost, frozen, gan_step, pooled_l1, recognizer_step,
                                 reconstruction_step, renew_statistics, stroke_change, target_class, update_average,
@@ -174,7 +174,7 @@ class Checkpoint:
     ):
         self.path = Path(path)
         self.task = task
-        self.spec = json.dumps(task.spec, sort_keys=True)
+        self.spec = identity_text(task.spec)
 
     def save(self, **progress):  # plain values
         "Write the file, whole or not at all."
