@@ -386,7 +386,7 @@ def test_set_command(
         raise FormulaGanError("a recogniser is scored on a --test-set, which leaves no place for files of predictions "
                               "and truths")
     from formula_gan.core import pick_device
-    from formula_gan.tables import score_test_set
+    from formula_gan.scoring import score_test_set
     from formula_gan.task_model import load_recognizer
     model = load_recognizer(arguments.recognizer or "default", pick_device())
     result = score_test_set(model, arguments.test_set, arguments.test_norm, progress=sys.stderr.isatty(),

@@ -85,10 +85,10 @@ class Profile:
 # %% ../nbs/00_core.ipynb #7732c171
 PROFILES = {p.name: p for p in (
     Profile("demo", "demo", height=32, symbol_height=8, base_channels=8, batch=8, gan_iterations=80,
-            warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=2400,
+            warmup_iterations=220, synthetic_images=500, recognizer_steps=120, reader_steps=160, updates=3000,
             printed_formulas=500, l1_anchor=1.0, skip=True, discriminator_beta1=0.5, discriminator_gain=32,
             generator_lr=2e-4, task_lr=1e-3, recognizer_lr=1e-3, ema_decay=0.98, recognizer_stride=8,
-            network="thin", reading_height=15, precision="fp32"),
+            network="thin", reading_height=15, exchange=0.4, parts=0.5, precision="fp32"),
     Profile("laptop", "crohme2014+wikipedia", height=128, symbol_height=24, base_channels=32, batch=6,
             gan_iterations=1200, warmup_iterations=150, synthetic_images=10_000, recognizer_steps=800,
             reader="content", updates=6_000, printed_formulas=8_000, l1_anchor=0.05, anchor_size=8,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from .core import Profile
 from .results import PROVENANCE, TABLE2_COLUMNS, read_table, results_table, same_value
-from .stages import Run, Unfinished, kept_iterations, make_run
+from .generators import kept_iterations
+from .stages import Run, Unfinished, make_run
 from .tables import (ROWS, choose_recognition_row, guides, own_columns, row_columns, run_recognition_row,
                                 run_row)
 

@@ -6,7 +6,7 @@
 __all__ = ['PAPER_TABLE1', 'PAPER_TABLE2', 'ROW_LAMBDA', 'TABLE1_CONTROLS', 'TABLE2_CONTROLS', 'PROVENANCE', 'GAN_DEPARTURES',
            'SIZES', 'TABLE1_COLUMNS', 'TABLE1_KEY', 'TABLE2_COLUMNS', 'TABLE2_KEY', 'COLUMN_OF', 'NO_DIFFERENCE',
            'departures', 'read_table', 'same_value', 'write_row', 'results_table', 'revision', 'provenance',
-           'display_name', 'beside', 'table1', 'table2']
+           'display_name', 'newest', 'beside', 'table1', 'table2']
 
 # %% ../nbs/08a_results.ipynb #45beb5a5
 import dataclasses, datetime, subprocess
@@ -53,22 +53,22 @@ TABLE2_CONTROLS = {
 
 # %% ../nbs/08a_results.ipynb #0435c638
 PROVENANCE = ("profile", "data", "batch", "seed", "device", "minutes", "revision", "date")
-GAN_DEPARTURES = ("lambda_", "skip", "matched", "z_reward", "l1_anchor")  # of a row's GAN from the paper's
+GAN_DEPARTURES = ("lambda_", "skip", "matched", "z_reward", "l1_anchor", "judge")  # of a row's GAN from the paper's
 SIZES = ("height", "symbol_height", "sizing")
 TABLE1_COLUMNS = ("row", "checkpoint", "perplexity", "perplexity_image_mean", "val_perplexity", "wer", "exprate",
                   "content_exprate", "kid", "gan_iterations", "recognizer_steps", "synthetic_images", *GAN_DEPARTURES,
-                  *SIZES, "overrides", *PROVENANCE)
+                  *SIZES, "overrides", "stage", *PROVENANCE)
 TABLE1_KEY = ("row", "checkpoint", "gan_iterations", "recognizer_steps", "synthetic_images", *GAN_DEPARTURES, *SIZES,
-              "overrides", "profile", "data", "batch", "seed")
+              "overrides", "stage", "profile", "data", "batch", "seed")
 TABLE2_COLUMNS = ("row", "recipe", "train_norm", "test_norm", "wer", "exprate", "exprate_low", "exprate_high",
                   "exprate_1", "exprate_2", "n", "val_exprate", "synthetic", "updates", "gan_iterations",
-                  *GAN_DEPARTURES, "generator", "height", "symbol_height", "overrides", *PROVENANCE)
+                  *GAN_DEPARTURES, "generator", "height", "symbol_height", "overrides", "stage", *PROVENANCE)
 TABLE2_KEY = ("row", "recipe", "train_norm", "test_norm", "synthetic", "updates", "gan_iterations", *GAN_DEPARTURES,
-              "generator", "height", "symbol_height", "overrides", "profile", "data", "batch", "seed")
+              "generator", "height", "symbol_height", "overrides", "stage", "profile", "data", "batch", "seed")
 COLUMN_OF = {"matched_targets": "matched"}  # a field's column, where its name is another
 NO_DIFFERENCE = ("name", "workers", "max_minutes")  # fields that change no result
 
-
+# %% ../nbs/08a_results.ipynb #6d8673ca
 def departures(
     profile: Profile,
     columns,  # of the table
@@ -97,7 +97,7 @@ def read_table(
     if not Path(path).exists(): return pandas.DataFrame(columns=list(columns))
     return pandas.read_csv(path, dtype={"row": str, "overrides": str}).reindex(columns=list(columns))
 
-
+# %% ../nbs/08a_results.ipynb #e3c3cb85
 def same_value(one, other) -> bool:
     "Whether two cells of a table say the same, however the CSV wrote them."
     def text(value):
@@ -106,7 +106,7 @@ def same_value(one, other) -> bool:
         return f"{float(value):.10g}" if isinstance(value, (int, float, np.number)) else str(value)
     return text(one) == text(other)
 
-
+# %% ../nbs/08a_results.ipynb #d9e9575d
 def write_row(
     path: str | Path,  # CSV
     row: dict,  # keys among `columns`; values not measured are left out
@@ -136,7 +136,7 @@ def results_table(
     "The table in `artifacts`; rows of the demo stay in the cache, so that running it leaves a checkout unchanged."
     return (cache_dir() if profile.data == "demo" else artifacts_dir()) / name
 
-
+# %% ../nbs/08a_results.ipynb #c7e487ef
 def revision() -> str:  # short commit, "+" where the tree differs from it; else the package's version
     "The revision of the code that makes a result; what it leaves in `artifacts` is no difference."
     from formula_gan import __version__
@@ -147,7 +147,7 @@ def revision() -> str:  # short commit, "+" where the tree differs from it; else
     if not commit: return __version__
     return commit + "+" * bool(git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)artifacts"))
 
-
+# %% ../nbs/08a_results.ipynb #f125a491
 def provenance(
     run,  # `stages.Run`
     minutes: float,
@@ -175,6 +175,14 @@ def display_name(
     return f"{row} ({', '.join(words)})" if words else row
 
 # %% ../nbs/08a_results.ipynb #15406494
+def newest(
+    frame,  # pandas DataFrame of a result table
+    key: tuple,  # of the table
+):  # pandas DataFrame
+    "The last of lines that differ in `stage` alone: the same row, made again by other code or other weights."
+    return frame.drop_duplicates([name for name in key if name != "stage" and name in frame], keep="last")
+
+# %% ../nbs/08a_results.ipynb #b801bb55
 def beside(
     paper,  # pandas DataFrame
     ours,  # pandas DataFrame, may be empty
@@ -190,7 +198,7 @@ def beside(
     joined.insert(1, "name", [display_name(line) for line in joined.to_dict("records")])
     return joined
 
-
+# %% ../nbs/08a_results.ipynb #1a7db7cd
 def table1(
     frame,  # pandas DataFrame with the columns of artifacts/table1.csv; may be empty
 ):  # pandas DataFrame, the paper's perplexities first, then ours
@@ -198,7 +206,7 @@ def table1(
     import pandas as pd
     columns = ["row", "what", "paper 100k", "paper 200k", "paper 300k"]
     paper = pd.DataFrame([(row, *facts) for row, facts in PAPER_TABLE1.items()], columns=columns)
-    table = beside(paper, frame, ["row"])
+    table = beside(paper, newest(frame, TABLE1_KEY), ["row"])
     table["what"] = table.what.fillna(table.row.map(TABLE1_CONTROLS)).fillna(table.row)
     shown = ("checkpoint", "perplexity", "perplexity_image_mean", "wer", "exprate", "content_exprate", "kid",
              "gan_iterations", "recognizer_steps", "synthetic_images", "l1_anchor", "symbol_height", "profile", "seed")
@@ -217,7 +225,7 @@ def table2(
     for row, (what, train, height, symbol) in PAPER_TABLE2.items():
         lines += [(row, what, train, "height", *height), (row, what, train, "symbol", *symbol)]
         if oracle: lines.append((row, what, train, "symbol-oracle", *symbol))
-    table = beside(pd.DataFrame(lines, columns=columns), frame, ["row", "test_norm"])
+    table = beside(pd.DataFrame(lines, columns=columns), newest(frame, TABLE2_KEY), ["row", "test_norm"])
     table["what"] = table.what.fillna(table.row.map(TABLE2_CONTROLS))
     if "train_norm (ours)" in table: table["train_norm"] = table["train_norm (ours)"].fillna(table.train_norm)
     shown = ("recipe", "wer", "exprate", "exprate_low", "exprate_high", "exprate_1", "exprate_2", "n", "val_exprate",

@@ -67,7 +67,9 @@ def train_command(
 ) -> int:  # exit code
     "`formula-gan train`."
     from formula_gan.core import atomic_path
-    from formula_gan.stages import Unfinished, general_recognizer, generator, make_run
+    from formula_gan.generators import generator
+    from formula_gan.recognizers import general_recognizer
+    from formula_gan.stages import Unfinished, make_run
     from formula_gan.tables import choose_row
     check_training(arguments)
     row = None if arguments.recognizer else choose_row(arguments.row, arguments.lambda_)

@@ -19,7 +19,7 @@ from formula_gan.evaluation import image_features
 from formula_gan.guided import GuidedTask
 from formula_gan.reading import recognize
 from formula_gan.sagan import Generator, load_generator
-from formula_gan.stages import image_losses
+from formula_gan.recognizers import image_losses
 from formula_gan.task_model import Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tasks import RECIPES, GanTask, PairedStream, PhasedStream, RecognizerTask
 from formula_gan.tokenizer import END, Vocab

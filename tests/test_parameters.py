@@ -68,7 +68,7 @@ class Reached(Exception):
 
 def calls_of_run(monkeypatch, **injected):
     "Run 10_ablation's cells with parameters injected; what the first `run_row` was called with, by argument name."
-    from formula_gan import tables
+    from formula_gan import generators, tables
     seen = []
     def record(*positional, **named):
         bound = SIGNATURE.bind(*positional, **named)
@@ -76,7 +76,7 @@ def calls_of_run(monkeypatch, **injected):
         seen.append(bound.arguments)
         raise Reached
     monkeypatch.setattr(tables, "run_row", record)
-    monkeypatch.setattr(tables, "batch_sheet", lambda *a, **k: None)  # its images are no part of the call
+    monkeypatch.setattr(generators, "batch_sheet", lambda *a, **k: None)  # its images are no part of the call
     space = {**parameters("10_ablation.ipynb"), **injected}
     with pytest.raises(Reached):
         for source in code_after_parameters("10_ablation.ipynb"): exec(source, space)

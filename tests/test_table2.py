@@ -7,16 +7,18 @@ import pandas as pd
 import pytest
 from test_parameters import code_after_parameters, parameters
 
-from formula_gan import cli, stages, tables
+from formula_gan import cli, recognizers, stages, tables
 from formula_gan.core import FormulaGanError, cache_dir, get_profile
 from formula_gan.data import (HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights,
                               resize_set)
 from formula_gan.evaluation import compare
-from formula_gan.results import PAPER_TABLE2, TABLE2_COLUMNS, TABLE2_KEY, read_table, table2, write_row
+from formula_gan.results import (NO_DIFFERENCE, PAPER_TABLE2, TABLE1_COLUMNS, TABLE1_KEY, TABLE2_COLUMNS, TABLE2_KEY,
+                                 provenance, read_table, table2, write_row)
 from formula_gan.stages import Unfinished, make_run
+from formula_gan.evaluation import score_columns
+from formula_gan.scoring import score_test_set
 from formula_gan.tables import (RECOGNITION_ROWS, choose_recognition_row, compare_rows, large_model,
-                                run_recognition_row, score_columns, score_test_set, training_figures, training_sources,
-                                validation_curve)
+                                run_recognition_row, training_figures, training_sources, validation_curve)
 from formula_gan.ink import distort, rasterize, write_inkml
 from formula_gan.rendering import typeset
 from formula_gan.task_model import Recognizer, load_recognizer
@@ -136,7 +138,10 @@ def test_a_row_from_end_to_end(result):
         assert (r["synthetic"], r["updates"], r["recipe"], r["profile"], r["batch"]) == (24, 2, "modern", "demo", 8)
     for norm in ("height", "symbol"): assert [t for t, _ in result.readings[norm]] == result.test["symbol"].tokens
     assert result.readings["three-sizes"] != result.readings["symbol"]
-    lines = (result.folder / "readings-symbol.tsv").read_text().splitlines()
+    run, row = make_run(TINY, progress=False), RECOGNITION_ROWS["P"]
+    model = large_model(run, row, training_sources(run, row), RECIPES["modern"])
+    assert model.folder == result.folder and {r["stage"] for r in result.rows} == {model.folder.name}
+    lines = (tables.test_readings(run, model, "symbol").folder / "readings.tsv").read_text().splitlines()
     assert len(lines) == 60 and [line.split("\t")[1] for line in lines] == result.test["symbol"].tokens
     assert list(validation_curve(result.folder).columns) == ["step", "minutes", "metric", "exprate"]
     assert result.table.parent == cache_dir()
@@ -145,8 +150,46 @@ def test_a_row_from_end_to_end(result):
     assert compare(test, test, result.test["symbol"].tokens).difference == 0
 
 
+def other_value(field):
+    "Another value of a field of `TINY`."
+    named = {"data": "crohme2014+wikipedia", "precision": "bf16", "network": "wide", "judge": "ink",
+             "reader": "content", "recognizer_stride": 16, "discriminator_beta1": 0.25, "ema_decay": 0.5}
+    value = getattr(TINY, field)
+    if field in named: return named[field]
+    if isinstance(value, bool): return not value
+    return value + (0.25 if isinstance(value, float) else 1)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(TINY)
+                                   if f.name not in (*NO_DIFFERENCE, "lambda_", "sizing", "synthetic_images")])
+def test_every_field_tells_two_lines_apart(tmp_path, field):
+    "Two lines of VIII that differ in one field of the profile; lambda, sizes and images are the row's own."
+    for value in (getattr(TINY, field), other_value(field)):
+        run = make_run(dataclasses.replace(TINY, **{field: value}), progress=False)
+        own = tables.own_columns(run, RECOGNITION_ROWS["VIII"], "guided", "", 24) | provenance(run, 1.0)
+        write_row(tmp_path / "t.csv", own | {"test_norm": "symbol"}, TABLE2_COLUMNS, TABLE2_KEY)
+    assert len(read_table(tmp_path / "t.csv", TABLE2_COLUMNS)) == 2
+
+
+@pytest.mark.parametrize("table, column", [(n, c) for n, key in enumerate((TABLE1_KEY, TABLE2_KEY), 1) for c in key])
+def test_every_column_of_the_key_tells_two_lines_apart(tmp_path, table, column):
+    columns, key = (TABLE1_COLUMNS, TABLE1_KEY) if table == 1 else (TABLE2_COLUMNS, TABLE2_KEY)
+    line = {"row": "2", "seed": 0, "stage": "recognizer-1", "test_norm": "symbol"}
+    line = {name: value for name, value in line.items() if name in columns}
+    for value in (line.get(column), "7"): write_row(tmp_path / "t.csv", line | {column: value}, columns, key)
+    assert len(read_table(tmp_path / "t.csv", columns)) == 2
+
+
+def test_a_view_shows_the_newest_of_lines_that_differ_in_their_stage_alone(tmp_path):
+    for stage, wer in (("recognizer-1", 9.0), ("recognizer-2", 8.0)):
+        line = {"row": "V", "test_norm": "symbol", "stage": stage, "wer": wer, "seed": 0}
+        write_row(tmp_path / "t.csv", line, TABLE2_COLUMNS, TABLE2_KEY)
+    table = table2(read_table(tmp_path / "t.csv", TABLE2_COLUMNS))
+    assert table[(table.row == "V") & (table.test_norm == "symbol")].wer.tolist() == [8.0]
+
+
 def test_a_finished_row_is_not_trained_again(result, monkeypatch):
-    monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was finished"))
+    monkeypatch.setattr(recognizers, "train", lambda *a, **k: pytest.fail("trained what was finished"))
     monkeypatch.setattr(tables, "read_images", lambda *a, **k: pytest.fail("read what was read"))
     assert run_recognition_row("P", TINY, "modern", progress=False).readings == result.readings
     assert len(read_table(result.table, TABLE2_COLUMNS)) == 3  # replaced, not repeated

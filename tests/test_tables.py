@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from formula_gan import results, stages, tables
+from formula_gan import figures, generators, recognizers, results, stages, tables
 from formula_gan.core import FormulaGanError, Profile, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED
 from formula_gan.plan import Planned, is_done, run_plan, table1_plan
 from formula_gan.results import TABLE1_COLUMNS, display_name, read_table
 from formula_gan.sagan import load_generator
-from formula_gan.stages import Unfinished, content_formulas, gan_streams, image_sets, make_run
+from formula_gan.generators import gan_streams
+from formula_gan.recognizers import content_formulas
+from formula_gan.stages import Unfinished, image_sets, make_run
 from formula_gan.tables import CONTROLS, ROWS, choose_row, run_row
 
 OVERRIDES = dict(synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3,
@@ -101,7 +103,7 @@ def counted(monkeypatch):
             return load(folder)
         return plain(run, name, version, counted_build, counted_load, inputs, **fields)
     plain = stages.stage
-    monkeypatch.setattr(stages, "stage", count)
+    for room in (stages, figures, generators, recognizers, tables): monkeypatch.setattr(room, "stage", count)
     return built, loaded
 
 
@@ -130,7 +132,8 @@ def test_a_row_and_its_controls(monkeypatch):
     assert (best["skip"], best["l1_anchor"], best["gan_iterations"], best["lambda_"]) == (True, 1.0, 2, 1.0)
     assert "recognizer_steps=3" not in best["overrides"]
     assert set(read_table(results["7"].table).row) == {"7", "P", "N", "S", "L"}
-    monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was finished"))
+    for room in (generators, recognizers):
+        monkeypatch.setattr(room, "train", lambda *a, **k: pytest.fail("trained what was finished"))
     again = run_row("7", TINY, progress=False)
     assert again.rows[0]["perplexity"] == results["7"].rows[0]["perplexity"]
     assert len(read_table(again.table)) == 9  # two checkpoints of four rows, and L: replaced, not repeated
@@ -138,13 +141,13 @@ def test_a_row_and_its_controls(monkeypatch):
 
 def test_lengths_of_a_training_in_any_order(monkeypatch):
     "The demo keeps thirds of its length; here every third is one step."
-    monkeypatch.setitem(stages.PROFILES, "demo", dataclasses.replace(stages.PROFILES["demo"], gan_iterations=3))
+    monkeypatch.setitem(generators.PROFILES, "demo", dataclasses.replace(generators.PROFILES["demo"], gan_iterations=3))
     run = make_run(TINY, seed=5, progress=False)
-    assert stages.kept_iterations(run.profile) == [1, 2, 3]
-    whole = stages.generator(run, ROWS["1"], 3)
+    assert generators.kept_iterations(run.profile) == [1, 2, 3]
+    whole = generators.generator(run, ROWS["1"], 3)
     whole.product
-    shorter = stages.generator(run, ROWS["1"], 1)
-    monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained what was kept"))
+    shorter = generators.generator(run, ROWS["1"], 1)
+    monkeypatch.setattr(generators, "train", lambda *a, **k: pytest.fail("trained what was kept"))
     weights = load_generator(shorter.product)
     assert shorter.facts["steps"] == 2 and weights.facts["steps"] == 2 and shorter.folder != whole.folder
     assert not all(torch.equal(a, b) for a, b in zip(weights.parameters(), load_generator(whole.product).parameters()))
@@ -152,11 +155,11 @@ def test_lengths_of_a_training_in_any_order(monkeypatch):
 
 def test_a_longer_training_goes_on_from_a_shorter_one():
     run = make_run(TINY, progress=False)
-    short, long = stages.generator(run, ROWS["1"], 2), stages.generator(run, ROWS["1"], 4)
+    short, long = generators.generator(run, ROWS["1"], 2), generators.generator(run, ROWS["1"], 4)
     assert short.inputs[0].folder == long.inputs[0].folder and short.folder != long.folder
     first = short.product
     assert long.facts["steps"] == 5 and first.exists() and long.product.read_bytes() != first.read_bytes()
-    with pytest.raises(FormulaGanError, match="gone past"): stages.generator(run, ROWS["1"], 3).product
+    with pytest.raises(FormulaGanError, match="gone past"): generators.generator(run, ROWS["1"], 3).product
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Profile) if f.name not in results.NO_DIFFERENCE])
@@ -217,8 +220,8 @@ def test_nothing_of_the_test_set_is_trained_on():
 def test_the_reader_has_not_seen_what_it_reads_back(monkeypatch):
     seen = []
     def recognizer(run, name, sources, choose, *rest, **identity): seen.extend(choose([s.product for s in sources]))
-    monkeypatch.setattr(stages, "recognizer", recognizer)
-    stages.reader(make_run(TINY, progress=False))
+    monkeypatch.setattr(recognizers, "recognizer", recognizer)
+    recognizers.reader(make_run(TINY, progress=False))
     wanted = set(content_formulas(made_sets()["synthetic_print"]))
     assert len(wanted) == 12 and not wanted & {t for s in seen for t in s.tokens}
 
@@ -229,7 +232,7 @@ def test_stopping_by_the_clock_and_going_on():
     run = make_run(profile, max_minutes=0.001, progress=False)
     def stopped_at():
         with pytest.raises(Unfinished, match="run the same command again") as stop:
-            stages.generator(run, ROWS["1"]).product
+            generators.generator(run, ROWS["1"]).product
         return int(re.search(r"at step (\d+) of 40", str(stop.value))[1])
 
     assert 0 < stopped_at() < stopped_at() < 40
@@ -320,4 +323,4 @@ def test_a_profile_names_the_same_stages_however_it_is_given():
         known = make_run(name, progress=False)
         again = make_run(get_profile(name), progress=False, gan_iterations=known.profile.gan_iterations)
         assert stages.image_sets(known).folder == stages.image_sets(again).folder
-        assert stages.generator(known, ROWS["7"]).folder == stages.generator(again, ROWS["7"]).folder
+        assert generators.generator(known, ROWS["7"]).folder == generators.generator(again, ROWS["7"]).folder

@@ -67,7 +67,7 @@ class Before(GanTask):
 def test_without_reward_all_is_as_before(tmp_path, monkeypatch):
     "Losses and weights to the bit, no second picture, the cache's names."
     def never(*_): raise AssertionError
-    monkeypatch.setattr(trainer, "z_term", never)
+    monkeypatch.setattr("formula_gan.losses.z_term", never)
     now, before = make_gan(), Before(PROFILE, [drawn(PRINTED)], [drawn(PRINTED), drawn(HANDWRITTEN, 1)], VOCAB)
     for name, task in (("now", now), ("before", before)):
         Trainer(task, tmp_path / name, log_every=1, progress=False).run()
@@ -321,8 +321,29 @@ def trainer_accelerator():
 ])
 def test_what_is_not_the_papers_is_off_in_paper_and_named_where_on(field, value):
     paper = get_profile("paper")
-    assert field not in gan_settings(paper)
-    assert gan_settings(replace(paper, **{field: value})) == gan_settings(paper) | {field: value}
+    settings = gan_settings(paper)
+    assert field not in settings
+    on = gan_settings(replace(paper, **{field: value}))
+    if field == "judge": del settings["task"]  # in whose place it stands
+    assert on == settings | {field: value}
+
+
+@pytest.mark.parametrize("lambda_, by_symbol, changes", [(1.0, False, True), (0.0, False, False), (1.0, True, False)])
+def test_the_task_models_shape_is_part_of_what_a_gan_is(monkeypatch, figures, judge_file, lambda_, by_symbol, changes):
+    "Of the folder of its training and of its checkpoint, where there is a task model."
+    from formula_gan import tasks
+    from formula_gan.stages import generator, make_run
+    from formula_gan.tables import ROWS
+
+    def identities():
+        task = judged(figures, judge_file) if by_symbol else make_gan(replace(PROFILE, lambda_=lambda_))
+        [training] = generator(make_run(task.profile), replace(ROWS["7"], lambda_=lambda_)).inputs
+        return training.folder.name, task.spec
+    before = identities()
+    assert identities() == before
+    monkeypatch.setattr(tasks, "THIN", tasks.THIN | {"growth": 16})
+    after = identities()
+    assert [one != other for one, other in zip(before, after)] == [changes, changes]
 
 
 def test_a_judge_without_a_symbol_map_is_refused(figures, tmp_path):
