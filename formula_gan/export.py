@@ -43,14 +43,16 @@ class GeneratorGraph(nn.Module):
         height, width = image.shape[2:]
         side = 16 * self.network.fold
         border = (0, -width % side, 0, -height % side)
-        padded, mask = F.pad(image * mask, border), F.pad(mask, border)
-        return self.network.rewrite(padded, mask, noise, domain)[:, :, :height, :width]
+        padded = F.pad(image * mask, border)
+        return self.network.rewrite(padded, F.pad(mask, border), noise, domain)[:, :, :height, :width]
 
 # %% ../nbs/08c_export.ipynb #76d80451
 class AllCells(Cells):
     "The cells of a map, those without image among them."
     def __init__(self, mask: torch.Tensor):  # (B,1,h,w), above 0 where there is image
-        self.mask, self.batch, self.size = mask, mask.shape[0], tuple(mask.shape[-2:])
+        self.mask = mask
+        self.batch = mask.shape[0]
+        self.size = tuple(mask.shape[-2:])
 
     def rows(self, maps: torch.Tensor) -> torch.Tensor:  # (B,C,h,w) -> (B * h * w, C)
         return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
@@ -58,13 +60,13 @@ class AllCells(Cells):
     def maps(self, rows: torch.Tensor) -> torch.Tensor:  # (B * h * w, C) -> (B,C,h,w), zeros without image
         return rows.view(self.batch, *self.size, -1).permute(0, 3, 1, 2) * self.mask.to(rows.dtype)
 
-# %% ../nbs/08c_export.ipynb #3102496d
+# %% ../nbs/08c_export.ipynb #b28574ce
 def look_names(decoder) -> list[str]:
     "What encoder and step hand on, beside the decoder's state."
     scales = range(len(decoder.attend))
     return [f"{name}_{n}" for n in scales for name in ("features", "keys", "bias", "past")]
 
-
+# %% ../nbs/08c_export.ipynb #3102496d
 class EncoderGraph(nn.Module):
     "What a recogniser sees, once for each picture."
     free = ({0, 2, 3}, {0, 2, 3})
@@ -72,7 +74,8 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: Recognizer):
         super().__init__()
         copied = copy.deepcopy(model)
-        self.encoder, self.decoder = copied.encoder, copied.decoder
+        self.encoder = copied.encoder
+        self.decoder = copied.decoder
         self.encoder.grid = AllCells
         self.names = ("image", "mask"), ("hidden", *look_names(self.decoder))
         self.eval().requires_grad_(False)
@@ -125,7 +128,7 @@ def quiet():
     finally:
         for logger, level in zip(loggers, levels): logger.setLevel(level)
 
-
+# %% ../nbs/08c_export.ipynb #49fb184e
 def needed():  # onnxruntime
     "What this room needs beyond the package's own requirements; `FormulaGanError` where it is not installed."
     try: import onnx, onnxruntime, onnxscript
@@ -134,7 +137,7 @@ def needed():  # onnxruntime
         raise FormulaGanError(f"export needs the package {error.name}: {remedy}") from None
     return onnxruntime
 
-
+# %% ../nbs/08c_export.ipynb #6f3a6f35
 @torch.no_grad()
 def write_graph(
     graph: nn.Module,  # with `names` of inputs and outputs, and for each input the dimensions that are `free`
@@ -155,9 +158,6 @@ def write_graph(
     program.save(str(path), external_data=False)
 
 # %% ../nbs/08c_export.ipynb #b0e61dbe
-TOLERANCE = 1e-3  # of ink in [0, 1], and of a token's log-probability
-
-
 def sizes(
     model,  # Generator or Recognizer
 ) -> dict:  # JSON values
@@ -166,7 +166,7 @@ def sizes(
     return {"symbol_height": profile.symbol_height, "height": profile.height, "margin": margin(profile),
             "sizing": profile.sizing, "facts": getattr(model, "facts", {})}
 
-
+# %% ../nbs/08c_export.ipynb #65d9ccce
 def scrawl(
     shape: tuple[int, int, int],  # B, H, W
     seed: int = 0,
@@ -177,6 +177,9 @@ def scrawl(
     mask = torch.ones_like(lines)
     mask[-1, :, :, -9:] = 0
     return lines * mask, mask
+
+# %% ../nbs/08c_export.ipynb #36b6204b
+TOLERANCE = 1e-3  # of ink in [0, 1], and of a token's log-probability
 
 
 def check(
@@ -227,7 +230,8 @@ def read_greedily(
     changing = [output.name for output in step.get_outputs()][1:]
     token = np.full(len(image), START, "int64")
     ended = np.zeros(len(image), bool)
-    ids, chances = [], []
+    ids = []
+    chances = []
     while len(ids) < longest and not ended.all():
         scores, *new = step.run(None, {"token": token, **state})
         state |= {name.removeprefix("next_"): value for name, value in zip(changing, new)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from formula_gan import cli, commands
+from formula_gan import cli, commands, files
 from formula_gan.core import FormulaGanError
 
 
@@ -225,7 +225,7 @@ def test_render_nothing_leaves_nothing(command, tmp_path):
 ])
 def test_read_formulas(tmp_path, name, text, formulas):
     (tmp_path / name).write_bytes(text.encode())
-    assert cli.read_formulas(str(tmp_path / name)) == formulas
+    assert files.read_formulas(str(tmp_path / name)) == formulas
 
 
 def test_lines_are_those_of_the_file(tmp_path):
@@ -238,14 +238,14 @@ def test_lines_are_those_of_the_file(tmp_path):
          [(1, "x", {"id": 7, "p": "NaN"}), (2, "", {}), (3, "y", {})]),
     ):
         (tmp_path / name).write_bytes(text.encode())
-        assert cli.numbered_formulas(str(tmp_path / name)) == entries
+        assert files.numbered_formulas(str(tmp_path / name)) == entries
     (tmp_path / "b.csv").write_text("latex\nx\n\"y\n")
-    with pytest.raises(FormulaGanError, match="line 3 is not CSV"): cli.read_formulas(str(tmp_path / "b.csv"))
+    with pytest.raises(FormulaGanError, match="line 3 is not CSV"): files.read_formulas(str(tmp_path / "b.csv"))
 
 
 def test_a_comma_without_quotes_is_told(tmp_path):
     (tmp_path / "a.csv").write_text("id,latex\n1,x\n2,f(x,y)\n")
-    with pytest.raises(FormulaGanError, match="row 2.*double quotes"): cli.read_formulas(str(tmp_path / "a.csv"))
+    with pytest.raises(FormulaGanError, match="row 2.*double quotes"): files.read_formulas(str(tmp_path / "a.csv"))
 
 
 def test_render_takes_a_column(tmp_path):
@@ -420,7 +420,7 @@ def test_synthesize_from_ink(weights, tmp_path, capsys):
 ])
 def test_an_interruption_says_whether_work_is_kept(tmp_path, monkeypatch, capsys, words, kept):
     def interrupt(*_): raise KeyboardInterrupt
-    monkeypatch.setattr(commands, "read_lines", interrupt)
+    for module in (files, commands): monkeypatch.setattr(module, "read_lines", interrupt)
     assert cli.main(words) == 2
     assert ("the same command goes on" in (told := capsys.readouterr().err)) == kept and "interrupted" in told
 
@@ -453,7 +453,7 @@ def test_two_processes_of_a_launcher(weights, tmp_path, clean_environment):
     assert "63 images" in done.stdout, done
     assert "part 2/2" in done.stdout, done
     assert "skipped line 1" in done.stderr, done
-    contents = lambda out: {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    def contents(out): return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two") and len(one) == 6
 
@@ -476,9 +476,9 @@ def test_a_launched_process_ends_with_0_where_formulas_are_skipped(weights, tmp_
 def test_own_part(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
-    assert cli.own_part("")[0] == "3/4" and cli.own_part("1/2") == ("1/2", "")
+    assert commands.own_part("")[0] == "3/4" and commands.own_part("1/2") == ("1/2", "")
     monkeypatch.delenv("WORLD_SIZE")
-    assert cli.own_part("") == ("1/1", "")
+    assert commands.own_part("") == ("1/1", "")
 
 
 def test_evaluate(command, tmp_path):
@@ -559,10 +559,22 @@ def test_options_reach_the_row_and_unfinished_is_1(tmp_path, monkeypatch, capsys
     assert calls == [(row, "laptop", 2.0, 3, "d", 4.0, {"batch": "4"}) for row in ("L", "7")]
 
 
+def test_checkpoints_in_any_order(tmp_path, monkeypatch):
+    "The stages of one training cannot go back."
+    from formula_gan import tables
+    calls = []
+    def run_row(row, *_, gan_iterations):
+        calls.append((row, gan_iterations))
+        return tables.RowResult([dict(row=row)], None, tmp_path / "table1.csv")
+    monkeypatch.setattr(tables, "run_row", run_row)
+    assert cli.main(["table1", "--row", "7", "L", "--iterations", "3000", "1000"]) == 0
+    assert calls == [("7", 1000), ("7", 3000), ("L", 1000), ("L", 3000)]
+
+
 def test_atomic_folder_refuses_an_unwritable_place(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FormulaGanError, match="cannot write"):
-        with cli.atomic_folder(tmp_path / "file" / "images"): pass
+        with files.atomic_folder(tmp_path / "file" / "images"): pass
 
 
 def test_evaluate_pairs_by_name_normalises_and_lists_errors(tmp_path, capsys):

@@ -40,7 +40,8 @@ def test_generator(runtime, tmp_path, capsys):
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["symbol_height"]) == 20 and json.loads(told["domains"]) == {"printed": 0, "handwritten": 1}
     image, mask = export.scrawl((2, 70, 45), seed=3)
-    z, c = torch.randn(2, 120), torch.tensor([1, 0])
+    z = torch.randn(2, 120)
+    c = torch.tensor([1, 0])
     inputs = {"image": image.numpy(), "noise": z.numpy(), "domain": c.numpy(), "mask": mask.numpy()}
     written, = session.run(None, inputs)
     with torch.no_grad(): wanted = model(image, z, c, mask).numpy()

@@ -31,7 +31,9 @@ def test_an_enlarged_disc_is_a_disc_with_a_sharp_edge():
 
 def test_a_faint_stroke_stays_whole_beside_a_black_one():
     page = np.zeros((24, 60), "uint8")
-    page[5:7, 5:55], page[16:18, 5:55], page[10] = 255, 90, 20  # black, faint, haze
+    page[5:7, 5:55] = 255  # black
+    page[16:18, 5:55] = 90  # faint
+    page[10] = 20  # haze
     large = enlarge(page, 5)
     assert large[27:33, 50:250].min() > 200 and large[82:88, 50:250].min() > 200 and large[48:58].max() == 0
 

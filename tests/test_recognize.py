@@ -82,7 +82,8 @@ def test_ink_that_is_not_read_is_told():
 
 
 def test_the_packaged_one_flags_a_page_of_two_lines(tmp_path, capsys):
-    line, second = render("a + b = c", size=28), render("d - e", size=28)
+    line = render("a + b = c", size=28)
+    second = render("d - e", size=28)
     two = np.zeros((40 + line.shape[0] + second.shape[0], line.shape[1] + 20), "float32")
     two[10:10 + line.shape[0], 10:10 + line.shape[1]] = line
     two[-10 - second.shape[0]:-10, 10:10 + second.shape[1]] = second

@@ -78,7 +78,8 @@ def test_shipped_generator_writes_what_was_printed():
 
 def test_a_generator_of_loosened_print_is_given_such_print():
     from formula_gan.writing import plan_item, print_items
-    straight, loose = get_profile("demo", workers=1), get_profile("demo", workers=1, loose=0.8)
+    straight = get_profile("demo", workers=1)
+    loose = get_profile("demo", workers=1, loose=0.8)
     items = [plan_item([r"\frac{a+b}{c}"], style, 2, 0) for style in range(2)]
     plain, bent, again = (print_items(items, profile)[0] for profile in (straight, loose, loose))
     assert all((bent[n] == again[n]).all() for n in range(2))

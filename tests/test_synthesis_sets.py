@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from formula_gan import synthesis, writing
+from formula_gan import shards, synthesis, writing
 from formula_gan.core import FormulaGanError
 from formula_gan.sagan import Generator
-from formula_gan.sets import SUMMARY_COLUMNS, open_written, readback_sheet, score_thresholds, set_gallery, summarize_set
+from formula_gan.sets import (SUMMARY_COLUMNS, SUMMARY_KEY, open_written, readback_sheet, score_thresholds, set_gallery,
+                              summarize_set)
 from formula_gan.synthesis import FORMATS, read_manifest, synthesize
 from formula_gan.task_model import Hypothesis, Recognizer, RecognizerConfig, save_recognizer
 from formula_gan.tokenizer import Vocab, normalize
@@ -122,12 +123,12 @@ def test_a_lost_shard_is_made_again(whole, generator, tmp_path):
 
 
 def test_two_processes_share_a_folder(whole, generator, tmp_path):
-    "A shard that another process holds is passed over; a lock that a dead one left is none."
+    "A shard that another process writes is skipped; a lock that a dead one left is none."
     out = tmp_path / "out"
-    with synthesis.claim_shard(whole.parent, "shard-00009") as mine: assert mine
+    with shards.claim_shard(whole.parent, "shard-00009") as mine: assert mine
     out.mkdir()
     (out / ".shard-00000.lock").touch()
-    with synthesis.claim_shard(out, "shard-00001"): made = make(generator, out)
+    with shards.claim_shard(out, "shard-00001"): made = make(generator, out)
     assert (made.shards, made.found, made.left) == (2, 0, 1)
     assert make(generator, out).left == 0 and contents(out) == contents(whole)
 
@@ -259,13 +260,13 @@ def test_two_sets_do_not_mix(whole, generator, tmp_path):
 def test_a_full_disk_keeps_what_is_whole(generator, tmp_path, monkeypatch, format):
     """In the second of three shards; the message counts what is kept, nothing else is left, and the same call goes on
     to the same bytes."""
-    write = synthesis.encode_image
+    write = shards.encode_image
     def full(image, kind, count=[0]):
         count[0] += 1
         if count[0] == 80: raise OSError(28, "No space left on device")
         return write(image, kind)
     out = tmp_path / "out"
-    monkeypatch.setattr(synthesis, "encode_image", full)
+    monkeypatch.setattr(shards, "encode_image", full)
     with pytest.raises(FormulaGanError, match="No space left on device; 1 finished shards are kept: make room"):
         make(generator, out, format=format)
     monkeypatch.undo()
@@ -415,6 +416,18 @@ def test_summary_counts_what_is_there(whole, generator, tmp_path):
     assert (summarize_set(tmp_path / "broken")["images"], summarize_set(tmp_path / "broken")["left_out"]) == (2, 4)
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(FormulaGanError, match="holds no set"): summarize_set(folder)
+
+
+def test_a_part_of_a_source_has_its_own_line(generator, tmp_path):
+    "The first 20 formulas, or those of CROHME's symbols, do not replace the line of all; the same set once more does."
+    from formula_gan.results import read_table, write_row
+    path = tmp_path / "datasets.csv"
+    for n, (count, vocabulary) in enumerate(((33, ""), (20, ""), (33, "crohme"), (33, ""))):
+        synthesize(FORMULAS[:count], tmp_path / str(n), generator, vocabulary=vocabulary, device="cpu", progress=False)
+        line = {"source": "mine", **summarize_set(tmp_path / str(n))}
+        write_row(path, line, SUMMARY_COLUMNS, SUMMARY_KEY)
+    table = read_table(path, SUMMARY_COLUMNS)
+    assert table["count"].tolist() == [20, 33, 33] and table.vocabulary.fillna("").tolist() == ["", "crohme", ""]
 
 
 @pytest.mark.parametrize("format", FORMATS)
