@@ -34,7 +34,7 @@ from .stages import (Run, Stage, corpus, drawn_by_hands, image_sets, ink_set, ma
                                 stage, stitched_set)
 from .task_model import THREE_SIZES, load_recognizer
 from .tasks import RECIPES
-from .scoring import BEAM_SIZE
+from .search import BEAM_SIZE
 
 # %% ../nbs/09b_tables.ipynb #de70e67a
 @dataclass(frozen=True)

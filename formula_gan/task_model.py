@@ -24,7 +24,7 @@ from .decoder import (THREE_SIZES, CoverageAttention, Decoder, Memory, Position,
                                  at_size, gru, teach)
 from .encoder import (Cells, DenseBlock, DenseLayer, Encoder, NormReLU, RecognizerConfig, WideBlock,
                                  WideEncoder, WideLayer)
-from .search import Grammar, beam_search
+from .search import BEAM_SIZE, Grammar, beam_search
 from .tokenizer import PAD, Vocab
 
 # the parts of a recogniser can be had from here as well
@@ -246,7 +246,7 @@ class Recognizer(Learner):
         self,
         x: torch.Tensor,  # float32 (B,1,H,W), ink 1
         mask: torch.Tensor | None = None,  # the same shape
-        beam_size: int = 10,  # 1 is greedy
+        beam_size: int = BEAM_SIZE,  # 1 is greedy
         max_length: int = 200,  # tokens at most, end token included
         valid: bool = True,  # only formulas that have a normal form, `search.Grammar`
         sizes: Sequence[float] = (1.0,),  # relative ones at which each image is read together, such as `THREE_SIZES`
