@@ -463,10 +463,10 @@ def rasterize_many(
     **sizes,  # as for `rasterize`, except ink; each one for all, or a list with one for each ink
 ) -> list:  # an image float32 (h, w) or an InkError for each ink, in order
     "Draw many inks. In a script call it under `if __name__ == '__main__':`, as always with processes."
-    from formula_gan.rendering import _many
+    from formula_gan.rendering import work_on
     def own(n): return {name: size[n] if isinstance(size, list) else size for name, size in sizes.items()}
     jobs = [(ink, own(n)) for n, ink in enumerate(inks)]
-    images = _many(_rasterize_job, jobs, workers, progress, "draw ink")
+    images = work_on(_rasterize_job, jobs, workers, progress, "draw ink")
     return [image if isinstance(image, InkError) else np.float32(image) / np.float32(255) for image in images]
 
 # %% ../nbs/03_ink.ipynb #e780b90f

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FONTS', 'RenderError', 'Glyph', 'Rule', 'symbol_height', 'Layout', 'expand', 'typeset', 'draw_svg', 'draw', 'render',
-           'RenderStyle', 'sample_style', 'typeset_many', 'render_many']
+           'RenderStyle', 'sample_style', 'work_on', 'typeset_many', 'render_many']
 
 # %% ../nbs/02_rendering.ipynb #7992e295
 import atexit, contextlib, functools, importlib.util, io, itertools, json, math, multiprocessing, os, re, threading
@@ -679,8 +679,14 @@ _CHUNK = 64  # formulas that a worker gets at a time
 _FEW = 300  # that many are done before a second engine has started
 
 
-def _many(work, jobs: list, workers: int | None, progress: bool, verb: str) -> list:
-    "`work` on each job, in order, in this process or in spawned ones."
+def work_on(
+    work,  # function of a module, which other processes can import
+    jobs: list,  # its argument, again and again
+    workers: int | None,  # processes; None: one per core, or this one where there is little to do
+    progress: bool,
+    verb: str,  # of the progress bar
+) -> list:  # the results, in order
+    "Work on many jobs, in this process or in spawned ones."
     from tqdm import tqdm
     if workers is not None and workers < 1: raise RenderError(f"workers={workers} must be 1 or more")
     workers = workers or (1 if len(jobs) <= _FEW else usable_cores())
@@ -716,7 +722,7 @@ def typeset_many(
     latexes = list(latexes)
     fonts = _for_each(fonts, latexes, "fonts")
     spacings = _for_each(spacings, latexes, "spacings")
-    return _many(_typeset_or_error, list(zip(latexes, fonts, spacings)), workers, progress, "typeset")
+    return work_on(_typeset_or_error, list(zip(latexes, fonts, spacings)), workers, progress, "typeset")
 
 # %% ../nbs/02_rendering.ipynb #fb3996a5
 def _render_or_error(job):
@@ -734,4 +740,4 @@ def render_many(
     "Render formulas in parallel. In a script call it under `if __name__ == '__main__':`, as always with processes."
     latexes = list(latexes)
     styles = _for_each(styles, latexes, "styles")
-    return _many(_render_or_error, list(zip(latexes, styles)), workers, progress, "render")
+    return work_on(_render_or_error, list(zip(latexes, styles)), workers, progress, "render")

@@ -8,7 +8,7 @@ __all__ = ['SETS', 'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', '
            'print_set', 'distort_all', 'ink_set', 'resized', 'file_digest']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
-import dataclasses, hashlib, os, time
+import dataclasses, hashlib, os, shutil, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -199,16 +199,18 @@ def draw_image_sets(
     read = corpus(run).product
     counts = {"corpus": read.counts}
     captions = sorted({ink.latex for ink in read.ink["train"] if ink.latex.count(" ") < profile.max_tokens})
-    parts = {"captions_print": (captions, (1, 1), 0),
-             "formulas_print": (read.formulas, (1, 1), profile.printed_formulas),
-             "synthetic_print": (read.synthetic, (0.85, 1.2), profile.synthetic_images)}
-    for name, (formulas, sizes, count) in parts.items():
+    prints = {"captions_print": (captions, (1, 1), 0),
+              "formulas_print": (read.formulas, (1, 1), profile.printed_formulas),
+              "synthetic_print": (read.synthetic, (0.85, 1.2), profile.synthetic_images)}
+    for name, (formulas, sizes, count) in prints.items():
         seed = derive_seed(run.seed, name)
-        images, counts[name] = print_images(formulas, profile, seed, sizes, count, run.progress)
+        parts = folder / "parts" / name
+        images, counts[name] = print_images(formulas, profile, seed, sizes, count, run.progress, parts)
         images.save(folder / name)
     for split, inks in read.ink.items():
         images, counts[f"{split}_ink"] = ink_images(inks, profile, limits=split == "train", progress=run.progress)
         images.save(folder / f"{split}_ink")
+    shutil.rmtree(folder / "parts")
     return {"vocab": read.vocab.to_list(), "counts": counts, "minutes": (time.monotonic() - start) / 60}
 
 # %% ../nbs/09a_stages.ipynb #c020d173
