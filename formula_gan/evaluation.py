@@ -359,11 +359,11 @@ class KernelDistance:
     low: float  # 95 % interval over draws of images
     high: float
 
-
+# %% ../nbs/09_evaluation.ipynb #0b59a2d9
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (m, channels), (n, channels) -> (m, n)
     return (a @ b.T / a.shape[1] + 1) ** 3
 
-
+# %% ../nbs/09_evaluation.ipynb #058304bb
 def _alike(x: np.ndarray, weights: np.ndarray) -> np.ndarray:  # (m, channels), (draws, m) -> (draws,)
     "Mean of the kernel over pairs of different images, by how often both of a pair were drawn."
     kernel = _kernel(x, x)
@@ -399,7 +399,7 @@ class Estimate:
     low: float
     high: float
 
-
+# %% ../nbs/09_evaluation.ipynb #6728d3e3
 def label_folds(
     labels: Sequence[str],  # one per image
     folds: int = 5,
@@ -442,7 +442,7 @@ def _worth(right: np.ndarray, weights: np.ndarray, labels: Sequence[str], value:
     if not 0 < value < 1 or not spread: return len(right)
     return round(max(1.0, min(len(right), value * (1 - value) / spread)))
 
-
+# %% ../nbs/09_evaluation.ipynb #d9dda117
 def domain_classifier_accuracy(
     real: np.ndarray,  # (m, channels): features of real ink
     other: np.ndarray,  # (n, channels): of the same network

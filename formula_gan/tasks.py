@@ -21,9 +21,9 @@ from torch import nn
 
 from .core import FormulaGanError, Profile, derive_seed, mixed_precision, tile
 from .data import Drawing, FigureStream, ImageSet, Stream
-from .recipes import (RECIPES, THIN, WIDEST, PhasedStream, Recipe, by_device, cosine_factor, count_validation,
-                                 curriculum_phases, large_recognizer, recipe_optimizer, recipe_streams,
-                                 small_recognizer)
+from .recipes import (RECIPES, THIN, WIDEST, PhasedStream, Recipe, by_device, cosine_factor,
+                                 count_validation, curriculum_phases, large_recognizer, recipe_optimizer,
+                                 recipe_streams, small_recognizer)
 from .sagan import (CellVerdict, Discriminator, Generator, cell_weights, conv, masked, save_generator,
                                standing_statistics)
 from .task_model import (Recognizer, RecognizerConfig, SymbolJudge, WideEncoder, load_recognizer,

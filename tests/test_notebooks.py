@@ -116,6 +116,24 @@ def test_names_no_place_of_one_machine(path):
     assert not re.findall(r"/(?:home|Users)/\w+", text)
 
 
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *sorted((ROOT / "tests").glob("*.py"))], ids=ids)
+def test_lines_of_code_are_short(path):
+    sources = [c.source for c in code(path)] if path.suffix == ".ipynb" else [path.read_text(encoding="utf-8")]
+    assert not [line for source in sources for line in source.splitlines() if len(line) > 120]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=ids)
+def test_exported_cells_hold_one_definition(path):
+    "And most are followed at once by a cell that shows what they do."
+    cells = code(path)
+    exported = [c.source.startswith("#| export") for c in cells]
+    def defined(source): return [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    definitions = [n for n, c in enumerate(cells) if exported[n] and defined(c.source)]
+    assert all(len(defined(cells[n].source)) == 1 for n in definitions)
+    shown = [n for n in definitions if n + 1 < len(cells) and not exported[n + 1]]
+    assert 2 * len(shown) >= len(definitions)
+
+
 # what a macro means, only the typesetter knows; imported when a formula holds one
 ASKED_LATE = {"tokenizer": {"rendering"}}
 
