@@ -120,6 +120,7 @@ def add_synthesize(
 EXAMPLES["recognize"] = """
   formula-gan recognize photo.jpg
   formula-gan recognize scans/ --json > readings.jsonl
+  formula-gan recognize ink.inkml names.txt
   formula-gan recognize scans/ --one-size --beam-size 1"""
 
 # %% ../nbs/09f_cli.ipynb #a07b5f27
@@ -130,7 +131,8 @@ def add_recognize(
     what = "read images of handwritten formulas: file, score and LaTeX, one a line"
     parser = add_command(commands, "recognize", recognize_command, what)
     parser.add_argument("images", nargs="+",
-                        help="PNG, JPEG, BMP, GIF, TIFF, WebP or PPM; dark on light or light on dark")
+                        help="PNG, JPEG, BMP, GIF, TIFF, WebP or PPM, dark on light or light on dark; InkML; "
+                             "folders of these; lists of their paths (.txt, or - for standard input)")
     parser.add_argument("--recognizer", default="default", help="a .safetensors file (default: the weights shipped)")
     add_reading(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")

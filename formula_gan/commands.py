@@ -6,7 +6,7 @@
 __all__ = ['LOOKS', 'UNSET', 'SET_OPTIONS', 'render_styles', 'previews', 'render_label', 'render_folder', 'render_one',
            'render_command', 'own_part', 'chosen_look', 'tell_made', 'tell_strange', 'synthesize_command',
            'write_command', 'given_formulas', 'normalize_command', 'picture_files', 'reading_options', 'tell_reading',
-           'recognize_command', 'paired_files', 'show_scores', 'evaluate_command', 'test_set_command']
+           'recognize_command', 'paired_files', 'show_scores', 'show_errors', 'evaluate_command', 'test_set_command']
 
 # %% ../nbs/09d_commands.ipynb #14bbac7b
 import argparse, dataclasses, json, os, sys
@@ -272,15 +272,19 @@ def normalize_command(
 
 # %% ../nbs/09d_commands.ipynb #a9000006
 def picture_files(
-    paths: list[str],  # images and folders
-) -> list[str]:  # images; those of a folder sorted, subfolders included
+    paths: list[str],  # images, ink (.inkml), folders, lists of paths (.txt); "-": a list on standard input
+) -> list[str]:  # images and ink; those of a folder sorted, subfolders included
     "The images that are meant."
     from formula_gan.scans import PICTURES
     found = []
     for path in map(Path, paths):
         inside = []
         if path.is_dir():
-            inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES and f.is_file())
+            kinds = (".inkml", *PICTURES)
+            inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds and f.is_file())
+        if str(path) == "-" or path.suffix.lower() == ".txt":
+            lines = (sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")).splitlines()
+            inside = [line.strip() for line in lines if line.strip()]
         found += map(str, inside or [path])  # of an empty folder the reader says what it is
     return found
 
@@ -356,21 +360,31 @@ def show_scores(
         return
     for name, value in scores.items(): print(f"{name:12} {value}" if name == "n" else f"{name:12} {value:.2f} %")
 
+# %% ../nbs/09d_commands.ipynb #c7cf89c0
+def show_errors(
+    scores: dict,
+    pairs,  # evaluation.Pairs
+    arguments: argparse.Namespace,
+):
+    "Scores and, with `--errors`, the wrong formulas, the worst first."
+    from formula_gan.evaluation import worst_first
+    errors = worst_first(pairs, arguments.strict) if arguments.errors else []
+    show_scores(scores | ({"errors": errors} if arguments.errors and arguments.json else {}), arguments.json)
+    if arguments.json: return
+    for wrong, name, truth, reading in errors: print(f"{wrong}\t{name}\t{truth}\t{reading}")
+
 # %% ../nbs/09d_commands.ipynb #004757f3
 def evaluate_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan evaluate`."
-    from formula_gan.evaluation import evaluate, normalized, worst_first
+    from formula_gan.evaluation import evaluate, normalized
     if arguments.recognizer or arguments.test_set: return test_set_command(arguments)
     pairs = paired_files(arguments)
     alike = pairs._replace(predictions=normalized(pairs.predictions), truths=normalized(pairs.truths))
     given, same = (evaluate(p.predictions, p.truths, strict=arguments.strict) for p in (pairs, alike))
     scores = dataclasses.asdict(same if arguments.normalize else given)
-    errors = worst_first(alike if arguments.normalize else pairs, arguments.strict) if arguments.errors else []
-    show_scores(scores | ({"errors": errors} if arguments.errors and arguments.json else {}), arguments.json)
-    if not arguments.json:
-        for wrong, name, truth, reading in errors: print(f"{wrong}\t{name}\t{truth}\t{reading}")
+    show_errors(scores, alike if arguments.normalize else pairs, arguments)
     if not arguments.normalize and same != given:
         print(f"compared as given; in normal form ExpRate would be {same.exprate:.2f} %: --normalize", file=sys.stderr)
     for what, names in (("no prediction for", pairs.missing), ("no truth for", pairs.strange)):
@@ -385,13 +399,18 @@ def test_set_command(
     if not arguments.test_set or arguments.predictions:
         raise FormulaGanError("a recogniser is scored on a --test-set, which leaves no place for files of predictions "
                               "and truths")
+    if arguments.normalize or arguments.strict:
+        raise FormulaGanError("--normalize and --strict compare files; readings and a test set's truths are in normal "
+                              "form, \\limits ignored")
     from formula_gan.core import pick_device
+    from formula_gan.evaluation import Pairs
     from formula_gan.scoring import score_test_set
     from formula_gan.task_model import load_recognizer
     model = load_recognizer(arguments.recognizer or "default", pick_device())
     result = score_test_set(model, arguments.test_set, arguments.test_norm, progress=sys.stderr.isatty(),
                             **reading_options(arguments))
-    show_scores(result.scores, arguments.json)
+    truths, readings = zip(*result.readings)
+    show_errors(result.scores, Pairs(result.names, [r or "" for r in readings], list(truths), [], []), arguments)
     if result.unknown:
         print(f"symbols that the recogniser does not know, and formulas with them: {dict(result.unknown)}",
               file=sys.stderr)

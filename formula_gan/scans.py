@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from .core import FormulaGanError, Profile
-from .data import HANDWRITTEN, ImageSet, ink_images, oracle_heights
+from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, oracle_heights
+from .ink import read_inkml
 from .tokenizer import TokenizeError, normalize
 
 # %% ../nbs/04a_scans.ipynb #7e8f6ed7
@@ -357,12 +358,14 @@ def clean_ink(
 
 # %% ../nbs/04a_scans.ipynb #9abc3e46
 def prepare_image(
-    image,  # path, PIL image, or array (h, w), (h, w, 3) or (h, w, 4); dark on light or light on dark
+    image,  # path (of ink too: .inkml), PIL image, or array (h, w), (h, w, 3), (h, w, 4); dark on light or the reverse
     profile: Profile,  # sets the size
 ) -> np.ndarray:  # uint8 (h, w), ink 255, cropped to the ink with 1 px around it
     """An image as `draw_ink` would have drawn it: ink found, polarity and light evened out, a frame left out, symbols
     and pen at the profile's size, at most 640,000 px. Raises `FormulaGanError` for what is no image, too large,
     or blank."""
+    if isinstance(image, (str, Path)) and Path(image).suffix.lower() == ".inkml":
+        return np.uint8(np.round(255 * draw_ink(read_inkml(image), profile)))
     ink, symbol = clean_ink(image)
     pen = max(1.5, 0.1 * profile.symbol_height)
     width = pen_width(ink)

@@ -1,4 +1,5 @@
 """`recognize`, by call and by command."""
+import io
 import json
 
 import numpy as np
@@ -56,6 +57,21 @@ def test_command(page, novice, tmp_path, capsys):
     shown = capsys.readouterr()
     assert json.loads(shown.out)["file"] == a and "skipped" in shown.err and "b.png" in shown.err
     assert cli.main(["recognize", b, *options]) == 2 and "not a whole image" in capsys.readouterr().err
+
+
+def test_ink_and_lists_are_read(novice, tmp_path, capsys, monkeypatch):
+    "InkML by itself, in a folder, in a list of paths, and in one on standard input."
+    from formula_gan.ink import write_inkml
+    from formula_gan.stitching import demo_inks
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ink").mkdir()
+    (tmp_path / "ink" / "a.inkml").write_bytes(write_inkml(demo_inks(["x + 1"], seed=0)[0]))
+    (tmp_path / "names.txt").write_text("ink/a.inkml\n\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("ink/a.inkml\n"))
+    for given in ("ink/a.inkml", "ink", "names.txt", "-"):
+        assert cli.main(["recognize", given, "--recognizer", str(novice), "--beam-size", "1", "--one-size"]) == 0
+        assert capsys.readouterr().out.startswith("ink/a.inkml\t")
+    assert recognize("ink/a.inkml", novice, 1).complete in (True, False)
 
 
 def test_many_are_read_in_order_and_mistakes_keep_their_place(page, novice):
