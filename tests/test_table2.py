@@ -364,7 +364,7 @@ def test_commands(result, ink, tmp_path, monkeypatch, capsys):
     assert "skipped b.inkml" in capsys.readouterr().err
     cli.main(["evaluate", "--recognizer", model, "--test-set", str(tmp_path), "--beam-size", "1", "--errors"])
     wrong, name, truth, _ = capsys.readouterr().out.splitlines()[-1].split("\t")
-    assert int(wrong) > 0 and name == "a" and truth == FRACTION
+    assert int(wrong) > 0 and name == "a.inkml" and truth == FRACTION
     for words, part in (
         (["--recognizer", model, "--test-set", str(tmp_path), "--normalize"], "normal form"),
         (["--recognizer", model], "--test-set"),
