@@ -283,8 +283,7 @@ def picture_files(
             kinds = (".inkml", *PICTURES)
             inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds and f.is_file())
         if str(path) == "-" or path.suffix.lower() == ".txt":
-            lines = (sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")).splitlines()
-            inside = [line.strip() for line in lines if line.strip()]
+            inside = [line.strip() for line in read_lines(str(path)) if line.strip()]
         found += map(str, inside or [path])  # of an empty folder the reader says what it is
     return found
 

@@ -67,11 +67,13 @@ def test_ink_and_lists_are_read(novice, tmp_path, capsys, monkeypatch):
     (tmp_path / "ink").mkdir()
     (tmp_path / "ink" / "a.inkml").write_bytes(write_inkml(demo_inks(["x + 1"], seed=0)[0]))
     (tmp_path / "names.txt").write_text("ink/a.inkml\n\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("ink/a.inkml\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ink/a.inkml\n")))
     for given in ("ink/a.inkml", "ink", "names.txt", "-"):
         assert cli.main(["recognize", given, "--recognizer", str(novice), "--beam-size", "1", "--one-size"]) == 0
-        assert capsys.readouterr().out.startswith("ink/a.inkml\t")
-    assert recognize("ink/a.inkml", novice, 1).complete in (True, False)
+        name, _, latex = capsys.readouterr().out.rstrip("\n").split("\t")
+        assert name == "ink/a.inkml" and latex == recognize(name, novice, 1, sizes=(1.0,)).latex
+    assert cli.main(["recognize", "none.txt", "--recognizer", str(novice)]) == 2
+    assert "none.txt" in capsys.readouterr().err
 
 
 def test_many_are_read_in_order_and_mistakes_keep_their_place(page, novice):

@@ -81,7 +81,7 @@ def test_mistakes_are_named():
 
 
 def test_a_mistake_is_found_before_any_work(monkeypatch):
-    for room in (stages, tables):
+    for room in (stages, generators, recognizers, tables):
         monkeypatch.setattr(room, "image_sets", lambda *a, **k: pytest.fail("worked before it looked"))
     with pytest.raises(FormulaGanError, match="no row"): run_row("9", TINY, progress=False)
 
