@@ -25,7 +25,8 @@ from .pictures import Look, change_pen, enlarge, picture, svg
 from .reading import trained_profile
 from .rendering import FONTS, typeset_many
 from .sagan import Generator, load_generator
-from .stitching import SymbolBank, read_bank
+from .ink_files import read_bank
+from .stitching import SymbolBank
 from .tokenizer import TokenizeError, Vocab, normalize
 
 # %% ../nbs/07e_writing.ipynb #1d891d9e
