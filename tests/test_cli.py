@@ -379,7 +379,8 @@ def test_write(weights, tmp_path, capsys):
 
 
 def test_style_of_a_sample(weights, tmp_path, capsys):
-    from formula_gan.drawing import Hand, ink_figure, leaning
+    from formula_gan.drawing import Hand, leaning
+    from formula_gan.figure_sets import ink_figure
     from formula_gan.pictures import sample_look
     from formula_gan.demo_hands import demo_inks
     figure = ink_figure(demo_inks(["k + b = h"], writers=1, seed=2)[0])

@@ -183,7 +183,7 @@ def test_the_simulation_tells_devices_apart(card):
 
 @pytest.fixture(scope="module")
 def figures():
-    from formula_gan.drawing import FigureSet, ink_figure, print_figure
+    from formula_gan.figure_sets import FigureSet, ink_figure, print_figure
     from formula_gan.rendering import typeset
     from formula_gan.demo_hands import demo_inks
     formulas = ["a + b", "x ^ { 2 }", "1 - x", "b", "2 + 2", "a"]
