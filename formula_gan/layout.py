@@ -169,8 +169,8 @@ def _rounded(box) -> tuple[float, float, float, float]:
     return round(left / 1000, 4), round(top / 1000, 4), round((right - left) / 1000, 4), round((bottom - top) / 1000, 4)
 
 # %% ../nbs/01f_layout.ipynb #48a83b53
-class _Builder:
-    "Collects the outlines and boxes of a formula; lengths in 1/1000 em, y downwards."
+class _Parts:
+    "What a formula is made of, so far; lengths in 1/1000 em, y downwards."
     def __init__(self):
         self.parts = []  # SVG paths
         self.owners = []  # of each path: ("glyph", key) or ("rule", number)
@@ -178,6 +178,22 @@ class _Builder:
         self.rules = []
         self.boxes = []  # of everything
 
+    def _path(self, data, owner):
+        self.parts.append(f'<path d="{data}"/>'.replace(".0", ""))
+        self.owners.append(owner)
+
+    def _rule(self, *box):
+        self.boxes.append(box)
+        self.rules.append(Rule(*_rounded(box)))
+
+    def _box(self, key, char, *box):
+        self.boxes.append(box)
+        old = self.glyphs.get(key, (char, box))[1]
+        self.glyphs[key] = char, (*map(min, old[:2], box[:2]), *map(max, old[2:], box[2:]))
+
+# %% ../nbs/01f_layout.ipynb #6bccb805
+class _Builder(_Parts):
+    "Collects the outlines and boxes of a formula."
     def glyph(self, path, frame, key, char):
         "One outline; outlines of one `key` (pieces of a bracket, strokes of an unequal sign) make one glyph."
         scale_x, scale_y, x, y = frame
@@ -199,19 +215,6 @@ class _Builder:
         xs, ys = zip(*corners)
         self._rule(min(xs), min(ys), max(xs), max(ys))
         self._path("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "z", ("rule", len(self.rules) - 1))
-
-    def _path(self, data, owner):
-        self.parts.append(f'<path d="{data}"/>'.replace(".0", ""))
-        self.owners.append(owner)
-
-    def _rule(self, *box):
-        self.boxes.append(box)
-        self.rules.append(Rule(*_rounded(box)))
-
-    def _box(self, key, char, *box):
-        self.boxes.append(box)
-        old = self.glyphs.get(key, (char, box))[1]
-        self.glyphs[key] = char, (*map(min, old[:2], box[:2]), *map(max, old[2:], box[2:]))
 
 # %% ../nbs/01f_layout.ipynb #e1095010
 _LINES = ("\u2015", "\u203e", "\u00af", "_")  # characters that MathJax stretches into over- and underlines
@@ -274,14 +277,20 @@ def _add_shape(builder: _Builder, element, frame):
         return
     raise RenderError(f"the typesetter draws a shape that is not supported here ({element.tag})")
 
-# %% ../nbs/01f_layout.ipynb #46905ce0
-def read_svg(svg: str) -> Layout:
-    "The layout of MathJax's SVG."
+# %% ../nbs/01f_layout.ipynb #4287096b
+def _svg_tree(svg: str):
+    "The root element of MathJax's SVG; `RenderError` for a character that its fonts lack."
     missing = re.search(r"<text[^>]*>([^<]*)", svg)
     if missing: raise RenderError(lacking(missing[1][0]))
     try: root = ElementTree.fromstring(re.sub(r' xmlns="[^"]*"', "", svg))
     except ElementTree.ParseError as error: raise RenderError(f"the typesetter's output is broken: {error}") from None
     for bar in root.iterfind(".//g[@data-mml-node='mspace']/rect"): bar.attrib.pop("data-bgcolor")  # of \\rule
+    return root
+
+# %% ../nbs/01f_layout.ipynb #46905ce0
+def read_svg(svg: str) -> Layout:
+    "The layout of MathJax's SVG."
+    root = _svg_tree(svg)
     builder = _Builder()
     number = itertools.count()
     stack = [(root, (1.0, 1.0, 0.0, 0.0), None, None, "")]  # element, transform, clip, glyph's key and character
