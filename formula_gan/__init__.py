@@ -12,7 +12,8 @@ _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _MODULES = {
     "core": "FormulaGanError Profile get_profile",
     "tokenizer": "TokenizeError Vocab normalize tokenize",
-    "rendering": "RenderError RenderStyle render render_many sample_style typeset",
+    "mathjax": "RenderError",
+    "rendering": "RenderStyle render render_many sample_style typeset",
     "ink": "Ink InkError rasterize read_crohme read_inkml write_inkml",
     "stitching": "SymbolBank read_bank stitch",
     "sagan": "Discriminator Generator load_generator",

@@ -301,7 +301,7 @@ def draw_by_hand(
 # %% ../nbs/04_data.ipynb #7c5ad6a9
 def draw_loose(
     latex: str,  # normal form
-    layout,  # rendering.Layout
+    layout,  # Layout
     profile: Profile,
     size: float,  # relative to the matched size
     seed: int,

@@ -17,7 +17,7 @@ import numpy as np
 from .core import atomic_path
 from .ink import Ink, ink_tokens, stroke_symbol_height
 from .placing import print_tokens
-from .rendering import Layout
+from .layout import Layout
 from .stitching import UNITS_PER_EM, stitch
 
 # %% ../nbs/03b_drawing.ipynb #51b9e0c2

@@ -41,9 +41,10 @@ def typeset_all(
     formulas: list[str],  # normal forms
     fonts,  # one for each, or one for all
     run: Run,
-):  # yields (place, formula, rendering.Layout) of those that can be typeset
+):  # yields (place, formula, Layout) of those that can be typeset
     "The formulas' layouts in order."
-    from formula_gan.rendering import Layout, typeset_many
+    from formula_gan.layout import Layout
+    from formula_gan.rendering import typeset_many
     layouts = typeset_many(formulas, fonts, workers=run.profile.workers, progress=run.progress)
     for n, (latex, layout) in enumerate(zip(formulas, layouts)):
         if isinstance(layout, Layout): yield n, latex, layout

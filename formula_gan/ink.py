@@ -20,7 +20,8 @@ from defusedxml.common import DefusedXmlException
 
 from .core import FormulaGanError
 from .placing import UNDRAWN, match_names
-from .rendering import draw_svg, symbol_height as median_symbol_height
+from .layout import symbol_height as median_symbol_height
+from .rendering import draw_svg
 from .tokenizer import FUNCTIONS
 
 # %% ../nbs/03_ink.ipynb #87688df8

@@ -228,7 +228,7 @@ def image_sets(run: Run) -> Stage:  # of `Images`
 # %% ../nbs/09a_stages.ipynb #49cba115
 def draw_stitched(
     ink,  # ink.Ink, stitched from the layout
-    layout,  # rendering.Layout of its formula
+    layout,  # Layout of its formula
     size: float,  # of the print, relative to the run's symbol height
     run: Run,
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 image (h, w), ink 255; boxes of its tokens, px
@@ -250,7 +250,8 @@ def stitch_prints(
     tokens."""
     from formula_gan.drawing import box_list, ink_figure
     from formula_gan.ink import InkError
-    from formula_gan.rendering import Layout, typeset_many
+    from formula_gan.layout import Layout
+    from formula_gan.rendering import typeset_many
     from formula_gan.stitching import stitch
     from tqdm import tqdm
     layouts = typeset_many(prints.tokens, "mathnormal", workers=run.profile.workers, progress=run.progress)

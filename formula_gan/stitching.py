@@ -184,7 +184,7 @@ class SymbolBank:
 
     def missing(
         self,
-        layout,  # rendering.Layout
+        layout,  # Layout
     ) -> set[str]:  # shapes that the layout needs and the bank lacks
         "What keeps a formula from being stitched."
         return {piece.label for piece in _pieces(layout)} - self.symbols.keys()
@@ -298,7 +298,7 @@ class _Sway:
 
 # %% ../nbs/03a_stitching.ipynb #98536743
 def stitch(
-    layout,  # rendering.Layout
+    layout,  # Layout
     bank: SymbolBank,
     rng: np.random.Generator,
     writer: str | None = None,  # one of `bank.writers`; None: one who has written most of the symbols

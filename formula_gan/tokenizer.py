@@ -433,7 +433,7 @@ def _parse(text: str) -> list:
 # %% ../nbs/01_tokenizer.ipynb #aaa63509
 def _expanded(latex: str, spelled: str, reason: str, position: int) -> list:
     "The tokens of a formula after the typesetter has expanded its macros; else an error for `reason` at `position`."
-    from formula_gan.rendering import RenderError, expand  # the room above: it loads a JavaScript engine
+    from formula_gan.mathjax import RenderError, expand  # the room above: it loads a JavaScript engine
     try: text = expand(spelled)
     except RenderError as error: raise _error(str(error), latex, position) from None
     if text == spelled: raise _error(reason, latex, position)

@@ -119,7 +119,7 @@ LARGEST_AREA = 2_560_000  # px of an image with its margin
 
 
 def check_area(
-    layout,  # rendering.Layout
+    layout,  # Layout
     item: Item,
     profile: Profile,
 ):
@@ -133,7 +133,7 @@ def check_area(
 
 # %% ../nbs/07e_writing.ipynb #a3615a85
 def print_item(
-    layout,  # rendering.Layout
+    layout,  # Layout
     item: Item,
     profile: Profile,
     latex: str,  # its normal form
@@ -167,7 +167,7 @@ def typeset_items(
     profile: Profile,
     workers: int = 1,  # processes that typeset
     vocab: Vocab | None = None,  # formulas with other symbols are left out
-) -> tuple[dict[int, tuple], dict[int, str]]:  # (normal form, rendering.Layout) by place in `items`; reasons by place
+) -> tuple[dict[int, tuple], dict[int, str]]:  # (normal form, Layout) by place in `items`; reasons by place
     "Typeset items in their fonts; an item that cannot be typeset, or is too large, has a reason instead."
     forms, reasons = normal_forms(items, vocab)
     fonts = [items[i].font for i in forms]
@@ -220,7 +220,7 @@ def check_writer(
 # %% ../nbs/07e_writing.ipynb #95a9b0bc
 def stitch_item(
     latex: str,  # normal form
-    layout,  # rendering.Layout
+    layout,  # Layout
     item: Item,
     bank: SymbolBank,
 ) -> Figure:

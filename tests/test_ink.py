@@ -361,7 +361,7 @@ def test_real_ink_is_drawn_at_height_64(crohme):
 
 @pytest.mark.real_data
 def test_estimated_symbol_height_agrees_with_the_marked_symbols(crohme):
-    from formula_gan.rendering import symbol_height
+    from formula_gan.layout import symbol_height
     ratios = []
     for ink in crohme["train"][0][::10]:
         spans = [np.concatenate([ink.strokes[i] for i in s.strokes]) for s in ink.symbols if s.label != r"\sqrt"]

@@ -15,7 +15,8 @@ from PIL import Image
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import demo_formulas
 from formula_gan.ink import Ink, InkError, rasterize, read_inkml, write_inkml
-from formula_gan.rendering import RenderError, render
+from formula_gan.mathjax import RenderError
+from formula_gan.rendering import render
 from formula_gan.scans import prepare_image
 from formula_gan.tokenizer import COMMANDS, SYMBOLS, TokenizeError, normalize, tokenize
 

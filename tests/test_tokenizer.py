@@ -521,7 +521,7 @@ def test_wikipedia():
 @pytest.mark.real_data
 def test_wikipedia_pictures():
     lines = read_wikipedia()
-    from formula_gan.rendering import RenderError
+    from formula_gan.mathjax import RenderError
     same = different = 0
     for latex in random.Random(0).sample(lines, 250):
         drawn = picture(normalize(latex))  # a normal form always typesets
