@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .characters import TokenizeError, checked_text, lacking, spell_out
 from .core import FormulaGanError, usable_cores
-from .tokenizer import (COMMANDS, DROPPED, INFIX, LEAVES, SYNONYMS, TokenizeError, checked_text,
-                                   lacking, spell_out)
+from .grammar import COMMANDS
+from .symbols import DROPPED, INFIX, LEAVES, SYNONYMS
 
 # %% ../nbs/02_rendering.ipynb #08c35b5b
 class RenderError(FormulaGanError):
