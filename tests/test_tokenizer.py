@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from formula_gan import tokenizer
+from formula_gan import characters, parser, symbols
 from formula_gan.core import FormulaGanError
 from formula_gan.corpora import read_wikipedia
-from formula_gan.tokenizer import (CROHME_SYMBOLS, END, PAD, START, TokenizeError, UnknownSymbolError, Vocab, normalize,
-                                   tokenize)
+from formula_gan.symbols import CROHME_SYMBOLS, END, PAD, START, UnknownSymbolError, Vocab
+from formula_gan.tokenizer import TokenizeError, normalize, tokenize
 
 CASES = {
     # scripts, arguments, braces
@@ -187,7 +187,7 @@ def test_comments_leave_spaces():
         ("x", "x"),
         ("\\", "\\"),
     ):
-        assert tokenizer.strip_comments(latex) == bare and tokenizer.strip_comments(bare) == bare
+        assert characters.strip_comments(latex) == bare and characters.strip_comments(bare) == bare
 
 
 @pytest.mark.parametrize("latex", [None, b"x", 3, ["x"]])
@@ -230,7 +230,7 @@ def test_hostile_input_ends_quickly(k):
 
 
 def test_deep_but_allowed():
-    depth = tokenizer.MAX_DEPTH - 2
+    depth = parser.MAX_DEPTH - 2
     latex = "x" + "^{x" * depth + "}" * depth
     assert normalize(normalize(latex)) == normalize(latex)
 
@@ -316,13 +316,13 @@ def test_random_input_is_idempotent_or_an_error():
     "Any string of commands: a normal form that is a fixed point, or a TokenizeError; never anything else."
     rng = random.Random(1)
     pool = [
-        *tokenizer.LEAVES,
-        *tokenizer.DROPPED,
-        *4 * list(tokenizer.COMMANDS),
-        *4 * list(tokenizer.INFIX),
+        *symbols.LEAVES,
+        *symbols.DROPPED,
+        *4 * list(parser.COMMANDS),
+        *4 * list(symbols.INFIX),
         *25 * list("{}[]^_'&$*"),
         *10 * [r"\\", r"\hline", r"\of", "3pt"],
-        *(rf"\{side}{{{name}}}" for side in ("begin", "end") for name in tokenizer.ENVIRONMENTS),
+        *(rf"\{side}{{{name}}}" for side in ("begin", "end") for name in symbols.ENVIRONMENTS),
     ]
     accepted = 0
     for _ in range(15_000):
@@ -337,21 +337,21 @@ def test_random_input_is_idempotent_or_an_error():
 
 
 def test_every_symbol_and_synonym():
-    assert not set(tokenizer.SYNONYMS) & tokenizer.SYMBOLS
-    for symbol in tokenizer.SYMBOLS: assert tokenize(symbol) == [symbol]
-    for synonym, symbol in tokenizer.SYNONYMS.items():
-        assert tokenize(synonym) == [symbol] and symbol not in tokenizer.SYNONYMS
-    for sign, symbol in tokenizer.UNICODE.items(): assert tokenize(sign) == [symbol]
+    assert not set(symbols.SYNONYMS) & symbols.SYMBOLS
+    for symbol in symbols.SYMBOLS: assert tokenize(symbol) == [symbol]
+    for synonym, symbol in symbols.SYNONYMS.items():
+        assert tokenize(synonym) == [symbol] and symbol not in symbols.SYNONYMS
+    for sign, symbol in symbols.UNICODE.items(): assert tokenize(sign) == [symbol]
 
 
 def test_signs_are_the_typesetters():
     "Each sign that the typesetter's font draws for one symbol is in the table; each sign is drawn as its symbol is."
     from formula_gan.rendering import typeset
     def drawn(latex): return [glyph.char for glyph in typeset(latex).glyphs]
-    for symbol in tokenizer.SYMBOLS - {'"'}:
+    for symbol in symbols.SYMBOLS - {'"'}:
         if len(char := "".join(drawn(symbol))) == 1 and not char.isascii():
-            assert char in tokenizer.UNICODE or tokenizer.spell(char)[0], (symbol, char)
-    for sign in tokenizer.UNICODE: assert drawn(sign) == drawn(tokenizer.UNICODE[sign]), sign
+            assert char in symbols.UNICODE or symbols.spell(char)[0], (symbol, char)
+    for sign in symbols.UNICODE: assert drawn(sign) == drawn(symbols.UNICODE[sign]), sign
 
 
 def test_every_character_is_read_and_drawn_or_neither():
@@ -442,9 +442,9 @@ def test_same_picture(latex):
 
 def test_every_symbol_typesets():
     from formula_gan.rendering import typeset
-    names = tokenizer.SYMBOLS | {f"{alphabet}{{{letter}}}"
-                                 for alphabet, letters in tokenizer.STYLED.items()
-                                 for letter in letters}
+    names = symbols.SYMBOLS | {f"{alphabet}{{{letter}}}"
+                               for alphabet, letters in symbols.STYLED.items()
+                               for letter in letters}
     for name in sorted(names): typeset(normalize(name))
 
 
@@ -495,7 +495,7 @@ def test_agreement_with_captions():
 
 @pytest.mark.real_data
 def test_wikipedia():
-    symbols = set(CROHME_SYMBOLS)
+    crohme = set(CROHME_SYMBOLS)
     errors = Counter()
     formulas = short = inside = both = 0
     lines = read_wikipedia()
@@ -506,7 +506,7 @@ def test_wikipedia():
         except TokenizeError as error: errors[error.reason] += 1
         else:
             short += len(tokens) <= 50
-            if symbols.issuperset(tokens):
+            if crohme.issuperset(tokens):
                 inside += 1
                 both += len(tokens) <= 50
             if formulas % 10 == 0: assert tokenize(" ".join(tokens)) == tokens
