@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from .core import FormulaGanError, Profile
 from .data import HANDWRITTEN, ImageSet, ink_images, oracle_heights
-from .ink import LARGEST_FILE, Ink, read_inkml
+from .ink import Ink, read_inkml
+from .inkml import LARGEST_FILE
 from .scans import open_image, prepare_image
 from .tokenizer import TokenizeError, normalize
 

@@ -189,7 +189,7 @@ def print_one(
     job: tuple,  # formula, its look, the profile
 ) -> tuple | str:  # uint8 image (h, w) and the boxes of its tokens; or why there is none
     "A formula in print."
-    from formula_gan.drawing import box_list, print_boxes
+    from formula_gan.picture_sets import box_list, print_boxes
     from formula_gan.mathjax import RenderError
     from formula_gan.rendering import typeset
     formula, look, profile = job

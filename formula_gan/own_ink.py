@@ -14,7 +14,8 @@ import numpy as np
 
 from .core import FormulaGanError, Profile, data_file, derive_seed
 from .corpora import Corpus, clean_formulas, demo_formulas, wikipedia_normal_forms
-from .ink import CROHME_FOLDERS, Ink, writer_key
+from .ink import Ink, writer_key
+from .ink_files import CROHME_FOLDERS
 from .captions import caption_key, folder_members, parse_captions, read_member
 from .tokenizer import TokenizeError, Vocab, normalize
 

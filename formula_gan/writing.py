@@ -20,12 +20,14 @@ from tqdm import tqdm
 from .core import FormulaGanError, Profile, cast_value, derive_seed, mixed_precision, pick_device
 from .data import (HANDWRITTEN, PRINTED, Drawing, ImageSet, draw_loose, draw_print, margin, ordered_batches,
                               print_bold, proportions, random_hand)
-from .drawing import Figure, leaning, stitched_figure
+from .drawing import Figure, leaning
+from .figure_sets import stitched_figure
 from .pictures import Look, change_pen, enlarge, picture, svg
 from .reading import trained_profile
 from .rendering import FONTS, typeset_many
 from .sagan import Generator, load_generator
-from .stitching import SymbolBank, read_bank
+from .ink_files import read_bank
+from .stitching import SymbolBank
 from .tokenizer import TokenizeError, Vocab, normalize
 
 # %% ../nbs/07e_writing.ipynb #1d891d9e

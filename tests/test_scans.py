@@ -259,7 +259,7 @@ def test_pen_width():
 
 @pytest.fixture
 def ink():
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     return demo_inks([r"\frac { a } { b } + x ^ { 2 }"], writers=1)[0]
 
 

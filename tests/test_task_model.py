@@ -409,7 +409,7 @@ def overfit(pictures, texts, config, steps=300):
 def test_overfits_32_demo_formulas():
     from formula_gan.corpora import demo_formulas
     from formula_gan.ink import rasterize
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     formulas = sorted(demo_formulas(300, 0), key=len)[100:132]
     overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas],
             RecognizerConfig(stride=8, dropout=0.0))
