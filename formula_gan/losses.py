@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Z_CAP', 'renew_statistics', 'frozen', 'target_class', 'pooled_l1', 'stroke_change', 'z_term', 'write_fakes',
-           'GanModels', 'recognizer_step', 'verdict_on_generator', 'discriminator_cost', 'content_costs', 'gan_step',
-           'reconstruction_step', 'update_average']
+           'GanModels', 'recognizer_step', 'verdict_on_generator', 'discriminator_cost', 'task_costs', 'content_costs',
+           'gan_step', 'reconstruction_step', 'update_average']
 
 # %% ../nbs/06a_losses.ipynb #b0499ca8
 import contextlib, itertools
@@ -18,7 +18,7 @@ from .core import FormulaGanError
 from .data import HANDWRITTEN, Batch
 from .sagan import (Discriminator, Generator, hinge_discriminator, hinge_discriminator_cells,
                                hinge_generator, hinge_generator_cells)
-from .task_model import Recognizer, SymbolJudge
+from .task_model import Recognizer, SymbolJudge, read_loss, run_lessons
 
 # %% ../nbs/06a_losses.ipynb #ef536631
 def renew_statistics(
@@ -167,6 +167,25 @@ def discriminator_cost(
     return hinge_discriminator_cells(discriminator.verdicts(target.x, target.domain, target.mask),
                                      discriminator.verdicts(fake, c, source.mask, near=source.x))
 
+# %% ../nbs/06a_losses.ipynb #14668fb0
+def task_costs(
+    task: Recognizer,
+    target: Batch,  # real images, from which the task model learns
+    source: Batch,  # likewise
+    fake: torch.Tensor | None = None,  # (B,1,H,W), made from the sources: only the generator learns from them
+) -> dict:  # scalars "task_target", "task_source" and, with fakes, "task_fake"
+    "Eq 7 on all images, which are encoded batch by batch and taught in one loop over tokens."
+    judged = []
+    if fake is not None:
+        with frozen(task, evaluate=True): judged = [task.lesson(fake, source.mask, source.ids)]
+    lessons = [task.lesson(batch.x, batch.mask, batch.ids) for batch in (target, source)]
+    taught = run_lessons(task.decoder, lessons + judged, learn=2)
+    losses = {name: read_loss(task.decoder.logits(*made[:3]), batch.ids)
+              for name, made, batch in zip(("task_target", "task_source"), taught, (target, source))}
+    if fake is None: return losses
+    with frozen(task.decoder, evaluate=True): logits = task.decoder.logits(*taught[2][:3])
+    return losses | {"task_fake": read_loss(logits, source.ids)}
+
 # %% ../nbs/06a_losses.ipynb #bae1ac00
 def content_costs(
     models: GanModels,
@@ -176,11 +195,8 @@ def content_costs(
     judge: SymbolJudge | None,  # in place of a task model
 ) -> tuple[dict, dict]:  # scalars: of the fakes (to be weighed by lambda), of real images
     "Eq 7 on fakes, for the generator alone, and on real images, for the task model alone; or the judge's verdict."
-    task = models.task
-    on_fakes, on_real = {}, {}
-    if task is not None:
-        with frozen(task, evaluate=True): on_fakes["task_fake"] = task.loss(fake, source.mask, source.ids)
-        on_real = recognizer_step(task, target, "task_target") | recognizer_step(task, source, "task_source")
+    on_real = {} if models.task is None else task_costs(models.task, target, source, fake)
+    on_fakes = {"task_fake": on_real.pop("task_fake")} if on_real else {}
     if judge is not None: on_fakes["symbols"] = judge(fake, source)
     return on_fakes, on_real
 
@@ -236,8 +252,7 @@ def reconstruction_step(
     losses = {"copy": cost.sum() / source.mask.sum()}
     losses["d_hinge"] = discriminator_cost(models.discriminator, target, source.x, 1 - source.domain, source)
     if lambda_ and models.task is not None:
-        losses |= recognizer_step(models.task, target, "task_target")
-        losses |= recognizer_step(models.task, source, "task_source")
+        losses |= task_costs(models.task, target, source)
     return losses | {"total": sum(losses.values())}, fake.detach()
 
 # %% ../nbs/06a_losses.ipynb #4f5dcc20
