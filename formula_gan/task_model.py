@@ -291,7 +291,8 @@ class SymbolJudge(nn.Module):
         rest: float = 0.1,  # weight of cells where no symbol has its centre
     ):
         super().__init__()
-        if model.symbols is None: raise FormulaGanError("a judge needs a recogniser with a symbol map")
+        if model.symbols is None or not model.config.wide:
+            raise FormulaGanError("a judge needs a wide recogniser with a symbol map")
         self.model = model.eval().requires_grad_(False)
         self.scale = scale
         self.rest = rest
@@ -304,17 +305,20 @@ class SymbolJudge(nn.Module):
         "Images (B,1,H,W) at the size that the recogniser knows."
         return F.interpolate(x.float(), scale_factor=self.scale, mode="bilinear", antialias=True)
 
+    def views(self, x: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        "What it sees in images (B,1,H,W): its encoder's maps and their masks, `WideEncoder.maps`."
+        return self.model.encoder.maps(self.smaller(x), (self.smaller(mask) > 0.5).float())
+
     def forward(
         self,
-        x: torch.Tensor,  # float32 (B,1,H,W)
-        batch,  # Batch, its mask, ids and boxes; tokens that the model does not know have no part in it
+        views: list[tuple[torch.Tensor, torch.Tensor]],  # of the images
+        batch,  # Batch, its ids and boxes; tokens that the model does not know have no part in it
     ) -> torch.Tensor:  # scalar, `symbol_loss`
-        x, mask = self.smaller(x), self.smaller(batch.mask)
         ids = self.known[batch.ids[:, 1:]]
         boxes = torch.where((ids == PAD)[..., None], torch.nan, batch.boxes * self.scale)
-        [(rows, cells)] = self.model.encode(x, (mask > 0.5).float())
-        named = cells.maps(self.model.symbols(rows)).float()
-        return symbol_loss(named, cells.mask, ids, boxes, self.model.config.stride, self.rest)
+        maps, mask = views[-1]
+        named = self.model.symbols(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
+        return symbol_loss(named, mask, ids, boxes, self.model.config.stride, self.rest)
 
 # %% ../nbs/06_task_model.ipynb #beff8e11
 def save_recognizer(
