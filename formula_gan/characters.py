@@ -12,7 +12,7 @@ from bisect import bisect_right
 from itertools import groupby
 
 from .core import FormulaGanError
-from .symbols import TEXT, accent, spell
+from .symbols import REFUSED, TEXT, accent, spell
 
 # %% ../nbs/00b_characters.ipynb #dae352e6
 def shown(text: str) -> str:
@@ -110,17 +110,25 @@ def source_offset(offsets: list, at: int) -> int:
 
 # %% ../nbs/00b_characters.ipynb #f9b9ba98
 MAX_CHARACTERS = 200_000
+_NAMES = [re.escape(name) + (r"(?![a-zA-Z])" if name[-1].isascii() and name[-1].isalpha() else "") for name in REFUSED]
+_REFUSED = re.compile(rf"(?<!\\)(?:\\\\)*({'|'.join(_NAMES)})".replace(r"\{", r"\s*\{").replace(r"\}", r"\*?\}"))
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _SPACE = re.compile(r"[^\S \t\r\n]")
 
 def checked_text(
     latex: str,  # a formula
 ) -> str:  # as long
-    "A formula without its comments and odd spaces; `TokenizeError` for no text, too long a one, control characters."
+    """A formula without its comments and odd spaces; `TokenizeError` for no text, too long a one, control characters,
+    and what is drawn but has no tokens."""
     if not isinstance(latex, str): raise TokenizeError(f"a formula is text, not {type(latex).__name__}")
     if len(latex) > MAX_CHARACTERS:
         reason = f"the formula has {len(latex):,} characters, of which {MAX_CHARACTERS:,} may be"
         raise error_at(reason, latex, MAX_CHARACTERS)
     bad = _CONTROL.search(latex)
     if bad: raise error_at(f"control character U+{ord(bad[0]):04X}: remove it", latex, bad.start())
-    return _SPACE.sub(" ", strip_comments(latex))
+    text = _SPACE.sub(" ", strip_comments(latex))
+    bad = _REFUSED.search(text)
+    if bad:
+        name = re.sub(r"[\s*]", "", bad[1])
+        raise error_at(f"{shown(name)} has no tokens: {REFUSED[name]}", latex, bad.start(1))
+    return text

@@ -11,9 +11,9 @@ import re
 from .characters import shown
 from .parser import (COMMANDS, EMPTY, Atop, Call, Reader, Script, Table, command, read_argument,
                                 read_scripts, read_sequence, takes_limits)
-from .symbols import (AFTER_CDOTS, ALPHABETS, ARGUMENTS, DELIMITERS, DROPPED_ARGUMENTS, ENVIRONMENTS,
-                                 FONT_SWITCHES, FUNCTIONS, LEAVES, OPTIONAL, PLAIN_FONTS, RENAMED, SIZED, TEXT,
-                                 TRANSPARENT, WEIGHTS)
+from .symbols import (AFTER_CDOTS, ALPHABETS, ARGUMENTS, BOXES, DELIMITERS, DROPPED_ARGUMENTS,
+                                 ENVIRONMENTS, FONT_SWITCHES, FUNCTIONS, LEAVES, OPTIONAL, PLAIN_FONTS, RENAMED,
+                                 SHIFTS, SIZED, TEXT, TRANSPARENT, WEIGHTS)
 
 # %% ../nbs/00d_grammar.ipynb #dada903b
 @command(*ARGUMENTS, *RENAMED)
@@ -32,7 +32,7 @@ def _call(p, name):
 @command(*ALPHABETS, *PLAIN_FONTS, *WEIGHTS, *TRANSPARENT)
 def _font(p, name):
     if name == r"\textcolor": _skip(p)
-    if name == r"\smash": _skip_option(p)
+    for _ in range(BOXES.get(name, 0)): _skip_option(p)
     alphabet = p.alphabet
     if name in ALPHABETS: p.alphabet = ALPHABETS[name]
     elif name in PLAIN_FONTS: p.alphabet = None
@@ -103,11 +103,27 @@ def _dropped(p, name):
 # %% ../nbs/00d_grammar.ipynb #a623474d
 @command(r"\kern", r"\mkern", r"\hskip", r"\mskip")
 def _length(p, name):
+    braces = p.lexemes[p.i] == "{"
     for end in range(p.i + 1, min(p.i + 16, len(p.lexemes))):
-        if _DIMENSION.fullmatch("".join(p.lexemes[p.i:end])):
-            p.i = end
+        if _DIMENSION.fullmatch("".join(p.lexemes[p.i + braces:end])):
+            p.i = end + braces
             return []
     p.fail(f"{name} lacks a length such as 3pt")
+
+# %% ../nbs/00d_grammar.ipynb #1b4121c1
+@command(*SHIFTS)
+def _shift(p, name):
+    _length(p, name)
+    return read_argument(p, name)
+
+# %% ../nbs/00d_grammar.ipynb #68ee6a42
+@command(r"\bbox")
+def _bbox(p, name):
+    start = p.i
+    _skip_option(p)
+    framed = "border" in "".join(p.lexemes[start:p.i])
+    nodes = read_argument(p, name)
+    return [Call(r"\boxed", [], (nodes,))] if framed else nodes
 
 # %% ../nbs/00d_grammar.ipynb #25b703ac
 @command(r"\rule")
@@ -230,6 +246,12 @@ def _buildrel(p, name):
     p.i += 1
     return [Call(r"\overset", [], (above, read_argument(p, name)))]
 
+# %% ../nbs/00d_grammar.ipynb #c97cc0bd
+@command(r"\overunderset")
+def _overunderset(p, name):
+    above, below, middle = (read_argument(p, name) for _ in range(3))
+    return [Call(r"\overset", [], (above, [Call(r"\underset", [], (below, middle))]))]
+
 # %% ../nbs/00d_grammar.ipynb #8919b2cc
 @command(r"\mathchoice")
 def _mathchoice(p, name):
@@ -273,11 +295,16 @@ def _table(name: str, columns: tuple, rows: list) -> list:
     return [Table(("\\begin{" + name + "}", *columns), rows, "\\end{" + name + "}")]
 
 # %% ../nbs/00d_grammar.ipynb #1d89fe20
-@command(r"\substack", r"\matrix", r"\pmatrix", r"\cases")
+_PLAIN_TABLES = {
+    r"\substack": "substack", r"\crampedsubstack": "substack", r"\matrix": "matrix", r"\pmatrix": "pmatrix",
+    r"\cases": "cases", r"\eqalign": "aligned", r"\displaylines": "gathered",
+}
+
+@command(*_PLAIN_TABLES)
 def _plain_table(p, name):
     if p.lexemes[p.i] != "{": p.fail(f"{name} lacks its braces")
     p.i += 1
-    return _table(name[1:], (), _rows(p, "}"))
+    return _table(_PLAIN_TABLES[name], (), _rows(p, "}"))
 
 # %% ../nbs/00d_grammar.ipynb #7a126edb
 def _columns(p: Reader) -> tuple:
@@ -299,8 +326,9 @@ def _environment(p: Reader, lexeme: str) -> list:
     if kept is None: p.fail(f"unknown environment {shown(name)}", p.i - 1)
     end = lexeme.replace("begin", "end", 1)
     if " " in lexeme: end = "\\end{" + name + "}"
-    if name in ("array", "aligned", "gathered", "alignedat") or name.endswith("matrix*"): _skip_option(p)
-    if name.startswith(("alignat", "alignedat", "xalignat", "subarray")): _skip(p)
+    optional = name.endswith(("matrix*", "gathered")) or name in ("array", "aligned", "alignedat")
+    for _ in range(2 if name == "multlined" else optional): _skip_option(p)
+    if name.startswith(("alignat", "alignedat", "xalignat", "xxalignat", "subarray", "crampedsubarray")): _skip(p)
     columns = _columns(p) if name == "array" else ("{", "r", "c", "l", "}") if kept == "array" else ()
     if kept: return _table(kept, columns, _rows(p, end))
     nodes = read_sequence(p, (end,))

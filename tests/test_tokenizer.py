@@ -2,6 +2,7 @@
 real data."""
 import csv
 import html
+import json
 import os
 import pickle
 import random
@@ -118,6 +119,15 @@ CASES = {
     "½^½ ≢ x̂ ≔ ＋": r"\frac { 1 } { 2 } ^ { \frac { 1 } { 2 } } \not \equiv \hat { x } : = +",
     r"\text{café, 10 m² at 20 ℃}": r"c a f \acute { e } , 1 0 m ^ { 2 } a t 2 0 ^ { \circ } C",
     "\ufeffx\u200b+\u00a0\u202ey\u00ad\u2062z\u2028w": "x + y z w",
+    "϶ ⊧ ⨉ ∷ a⋜b": r"\backepsilon \models \times : : a \eqslantless b", "“x” ‘ xʹ": r'" x " \backprime x ^ { \prime }',
+    # boxes, shifts, and old or rare names of common things
+    r"\bbox{x}\bbox[4px,border:1px solid red]{y}": r"x \boxed { y }",
+    r"a\raise 2pt{x_1}^2\lower{.5ex}\mathmakebox[2em][l]{y}\kern{1pt}": r"a x _ { 1 } ^ { 2 } y",
+    r"\eqalign{a&=b\cr c&=d}": r"\begin{aligned} a & = b \\ c & = d \end{aligned}",
+    r"\begin{multlined}[c][2cm]x\\y\end{multlined}": r"\begin{gathered} x \\ y \end{gathered}",
+    r"\begin{psmallmatrix*}[r]x\\y\end{psmallmatrix*}": r"\begin{pmatrix} x \\ y \end{pmatrix}",
+    r"\overunderset{a}{b}{c}\textbullet\symbfcal{A}\mathbfsf x\texttwooldstyle":
+        r"\overset { a } { \underset { b } { c } } \bullet \mathcal{A} x 2",
     # the typesetter's expansions: macros, chemistry, units
     r"\ce{H2O -> H2 + 1/2O2}": r"H _ { 2 } O \longrightarrow H _ { 2 } + \frac { 1 } { 2 } O _ { 2 }",
     r"\ce{SO4^2- + ^{227}_{90}Th}": r"S O _ { 4 } ^ { 2 - } + { } _ { 9 0 } ^ { 2 2 7 } T h",
@@ -169,6 +179,11 @@ def test_by_hand(latex):
     (r"α\rule{2em}{2pt}", 1, "a bar, which has no token"),
     (r"\ce{H2O}+\foo", 0, r"unknown command \foo"),
     (r"\newcommand{\a}{\a}\a", 0, "recursive"),
+    (r"x \verb|y|", 2, r"\verb has no tokens: write the characters in \text{...}"),
+    (r"\begin {CD}A@>f>>B\end{CD}", 0, r"\begin{CD} has no tokens: write \begin{array}"),
+    (r"\begin{rcases*}x\end{rcases*}", 0, r"\begin{rcases} has no tokens"),
+    (r"x\\\enclose{circle}y", 3, r"\boxed{...} or \cancel{...}"),
+    ("5£x", 1, "£ has no tokens: leave it out"),
 ])
 def test_errors_name_the_position(latex, position, reason):
     with pytest.raises(TokenizeError) as caught: tokenize(latex)
@@ -354,14 +369,53 @@ def test_signs_are_the_typesetters():
     for sign in symbols.UNICODE: assert drawn(sign) == drawn(symbols.UNICODE[sign]), sign
 
 
+ENTRIES = """(kind => {
+    const names = new Set();
+    for (const {item} of tex.parseOptions.handlers.get(kind)._configuration)
+      if (item.map) for (const name of item.map.keys()) names.add(name);
+    return JSON.stringify([...names]);
+})"""
+
+
+def drawn(latex):
+    from formula_gan.rendering import RenderError, typeset
+    try: return typeset(latex)
+    except RenderError: return None
+
+
+def read(latex):
+    try: return tokenize(latex)
+    except TokenizeError: return None
+
+
+def test_every_command_is_read_and_drawn_or_neither():
+    "All commands and environments of the typesetter, each with the arguments with which it is drawn first."
+    from formula_gan import rendering
+    rendering.typeset("x")
+    def entries(kind): return json.loads(rendering._engine.v8.eval(f"{ENTRIES}('{kind}')"))
+    internal = {r"\centerOver", r"\notChar"}
+    tails = (" x", " ", "{a}", "{a}{b}", "{1pt}{b}", " 1pt b", "[a]{b}", "{a}{b}{c}", "() b")
+    known = {*parser.COMMANDS, *symbols.LEAVES, *symbols.DROPPED, *symbols.INFIX, *internal}
+    names = ["\\" + name for name in entries("macro")]
+    assert len(names) > 1000
+    cases = [[f"u{name}{tail} v" for tail in tails] for name in set(names) - known]
+    for name in entries("environment"):
+        cases.append([rf"\begin{{{name}}}{body}\end{{{name}}}" for body in ("x", "{c}x", "{1}x")])
+    first = [next(filter(drawn, spellings), None) for spellings in cases]
+    assert not [latex for latex in first if latex and not read(latex)]
+
+
 def test_every_character_is_read_and_drawn_or_neither():
-    "A twentieth of Unicode's letters and signs up to U+2FFF and of the mathematical alphabets."
+    """A twentieth of Unicode's letters and signs up to U+2FFF and of the mathematical alphabets, and all that are
+    refused by name."""
     from formula_gan.rendering import typeset
-    for code in [*range(0x80, 0x3000), *range(0x1d400, 0x1d800)][::20]:
+    refused = [ord(char) for char in symbols.REFUSED if len(char) == 1]
+    for code in [*refused, *[*range(0x80, 0x3000), *range(0x1d400, 0x1d800)][::20]]:
         latex = f"x{chr(code)}y"
         try: tokens = normalize(latex)
         except TokenizeError as error:
-            assert f"U+{code:04X}" in str(error), latex
+            assert f"U+{code:04X}" in str(error) or code in refused, latex
+            assert not drawn(latex), latex
             continue
         assert [g.char for g in typeset(latex).glyphs] == [g.char for g in typeset(tokens).glyphs], latex
 
