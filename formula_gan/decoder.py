@@ -294,7 +294,7 @@ def loop_gradient(
     energies: list[torch.Tensor],  # likewise
     of_hidden: torch.Tensor,  # (B, T, hidden), gradient of the hidden states
     of_seen: torch.Tensor,  # (B, T, C)
-    of_looks: list[torch.Tensor],  # (B, T, cells) of each scale
+    of_looks: list[torch.Tensor | None],  # (B, T, cells) of each scale; None: 0
 ) -> tuple[list[StepGradient], list[torch.Tensor], torch.Tensor]:  # also of energies and of the first hidden state
     "The way back through all steps."
     carried = torch.zeros_like(of_hidden[:, 0])
@@ -305,9 +305,10 @@ def loop_gradient(
     for t, step in reversed(list(enumerate(steps))):
         read, inner, of_query = gru_gradient(of_hidden[:, t] + carried, step.answered)
         seen = torch.addmm(of_seen[:, t], read, weights.read)
-        scales = zip(sights, seen.split(channels, 1), of_looks, of_pasts, energies, step.looks, of_energies)
-        queries, scores, more = zip(*(look_gradient(sight, part, of_look[:, t] + of_past, e[t], attention, of_e[t])
-                                      for sight, part, of_look, of_past, e, attention, of_e in scales))
+        asked = [past if look is None else look[:, t] + past for look, past in zip(of_looks, of_pasts)]
+        scales = zip(sights, seen.split(channels, 1), asked, energies, step.looks, of_energies)
+        queries, scores, more = zip(*(look_gradient(sight, part, of_look, e[t], attention, of_e[t])
+                                      for sight, part, of_look, e, attention, of_e in scales))
         of_pasts = [past + new for past, new in zip(of_pasts, more)]
         inner = torch.cat([inner, *queries], 1)
         gates, ask, through = gru_gradient(torch.addmm(of_query, inner, weights.inner), step.asked)
@@ -349,7 +350,7 @@ def sight_gradients(
     past = (looks.cumsum(0) - looks)[:, :learn].flatten(0, 1).to(energy.dtype)
     patches = unfolded(past, sight.size, len(sight.coverage))
     of_coverage = torch.bmm(patches, of_energy).sum(0)
-    return of_features, of_keys, None, of_coverage, of_scores.flatten() @ energy.flatten(0, 1)
+    return of_features, of_keys, None, of_coverage, energy.flatten(0, 1).t().mv(of_scores.flatten())
 
 # %% ../nbs/05c_decoder.ipynb #bc27a82a
 class _Taught(torch.autograd.Function):
@@ -361,6 +362,7 @@ class _Taught(torch.autograd.Function):
         steps, energies = run_loop(weights, sights, gates, hidden, keep)
         if keep: ctx.loop = weights, sights, steps, energies
         ctx.learn = learn
+        ctx.set_materialize_grads(False)
         looks = [torch.stack(scale, 1) for scale in zip(*(s.looks for s in steps))]
         return torch.stack([s.hidden for s in steps], 1), torch.stack([s.seen for s in steps], 1), *looks
 
@@ -368,6 +370,8 @@ class _Taught(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, of_hidden, of_seen, *of_looks):
         weights, sights, steps, energies = ctx.loop
+        if of_hidden is None: of_hidden = torch.stack([torch.zeros_like(s.hidden) for s in steps], 1)
+        if of_seen is None: of_seen = torch.stack([torch.zeros_like(s.seen) for s in steps], 1)
         found, of_energies, of_start = loop_gradient(*ctx.loop, of_hidden, of_seen, of_looks)
         learn = ctx.learn if ctx.needs_input_grad[5] else 0
         gradients = weight_gradients(steps, found, learn) if learn else [None] * 6

@@ -27,9 +27,10 @@ def renew_statistics(
 ):
     """Put copies in the place of all running statistics. A backward pass through normalisation in evaluation mode reads
     them where they were at the forward pass, and a training batch in between would have changed them there."""
-    for part in module.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None and buffer.is_floating_point(): part._buffers[name] = buffer.clone()
+    places = [(part, name) for part in module.modules() for name, buffer in part._buffers.items()
+              if buffer is not None and buffer.is_floating_point()]
+    copies = torch._foreach_mul([part._buffers[name] for part, name in places], 1.0) if places else []
+    for (part, name), copy in zip(places, copies): part._buffers[name] = copy
 
 # %% ../nbs/06a_losses.ipynb #796af2ec
 @contextlib.contextmanager

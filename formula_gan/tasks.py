@@ -26,8 +26,7 @@ from .recipes import (RECIPES, THIN, WIDEST, PhasedStream, Recipe, by_device, co
                                  recipe_streams, small_recognizer)
 from .sagan import (CellVerdict, Discriminator, Generator, cell_weights, conv, masked, save_generator,
                                standing_statistics)
-from .task_model import (Recognizer, RecognizerConfig, SymbolJudge, load_recognizer,
-                                    save_recognizer)
+from .task_model import Recognizer, RecognizerConfig, SymbolJudge, load_recognizer, save_recognizer
 from .tokenizer import PAD, Vocab
 from .trainer import (GanModels, gan_step, recognizer_step, reconstruction_step, seed_everything_for,
                                  target_class, update_average)

@@ -99,7 +99,7 @@ class Card(TorchDispatchMode):
         there = [t for t in given if isinstance(t, OnCard)]
         if not there: return func(*args, **kwargs)
         self.check(name, given, there)
-        self.count(name, args, there)
+        self.count(func, name, args, there)
         wrappers = {id(t.inner): t for t in there}
         args, kwargs = tree_map(lambda t: t.inner if isinstance(t, OnCard) else t, (args, kwargs))
         out = func(*args, **kwargs)
@@ -112,8 +112,8 @@ class Card(TorchDispatchMode):
         if strangers and there and name not in CROSSES:
             raise AssertionError(f"{name}: {strangers} of the CPU meets {[tuple(t.shape) for t in there]} of the card")
 
-    def count(self, name, args, there):
-        self.launches[name] += 1
+    def count(self, func, name, args, there):
+        self.launches[name] += not func.is_view
         indices = tree_flatten(args[1])[0] if name.startswith("index") else []
         masks = any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in indices)
         if name == "index" and masks or masks and args[2].numel() > 1 or name in WAITS: self.wait(name)
@@ -355,7 +355,7 @@ def test_all_shifts_at_once_on_the_card(card):
 
 @pytest.mark.parametrize("make, wanted", [
     (plain, {"nonzero": 12}),
-    (laptop_like, {"nonzero": 2}),
+    (laptop_like, {"nonzero": 1}),
     (blind, {}),
     ("guided", {"nonzero": 2, "index": 1, "index_put": 1}),
     ("recogniser", {"nonzero": 4}),
@@ -373,6 +373,28 @@ def test_waits_of_a_step(card, figures, judge_file, make, wanted):
         card.waits.clear()
         update(task, task[step], step, OneProcess())
     assert Counter(name.split()[0] for name in card.waits.elements()) == wanted
+
+
+def launches_of_a_step(card, name, tokens):
+    "With a profile's networks, but few channels and small images: the count depends on neither."
+    profile = replace(get_profile(name), data="demo", height=32, symbol_height=8, base_channels=8, batch=2,
+                      warmup_iterations=0, precision="fp32")
+    sets = [drawn(PRINTED), drawn(HANDWRITTEN, 1)]
+    for images in sets: images.tokens = [" ".join(["1"] * tokens)] * len(images)
+    task = GanTask(profile, sets[:1], sets, VOCAB, device="cuda")
+    place(task, OneProcess())
+    update(task, task[0], 0, OneProcess())
+    card.launches.clear()
+    update(task, task[1], 1, OneProcess())
+    return card.launches.total()
+
+
+@pytest.mark.parametrize("name", ["paper", "gpu"])
+def test_launches_of_a_step(card, name):
+    "All players, and one loop over tokens for three batches; it was 315 a token, and 17,862 for 40 tokens in bfloat16."
+    short, long = (launches_of_a_step(card, name, tokens) for tokens in (4, 14))
+    assert (long - short) / 10 <= 60
+    assert long <= 5200
 
 
 def test_a_training_of_the_card_goes_on_on_the_cpu_and_back(tmp_path, monkeypatch):
