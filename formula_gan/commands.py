@@ -74,11 +74,10 @@ def render_folder(
     chunk: int = 4096,  # formulas in memory at a time
 ) -> list[tuple]:  # skipped: (line, formula, reason)
     "`000001.png` ... by the line of each formula, `labels.tsv` and, where some fail, `skipped.tsv`."
-    from tqdm import tqdm
-    from formula_gan.core import to_image
+    from formula_gan.core import progress_bar, to_image
     labels = []
     skipped = []
-    with tqdm(total=len(entries), unit="formula", disable=None) as bar:
+    with progress_bar("typesetting", total=len(entries), unit="formulas", shown=None) as bar:
         for start in range(0, len(entries), chunk):
             part = slice(start, start + chunk)
             images = previews([entry.latex for entry in entries[part]], styles[part], workers)
@@ -315,15 +314,15 @@ def recognize_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan recognize`."
-    from tqdm import tqdm
+    from formula_gan.core import progress_bar
     from formula_gan.reading import recognize_many
     from formula_gan.task_model import load_recognizer
     model = load_recognizer(arguments.recognizer)
     paths = picture_files(arguments.images)
     readings = recognize_many(paths, model, **reading_options(arguments))
-    quiet = None if len(paths) > 1 else True  # None: quiet unless a terminal watches
+    watched = None if len(paths) > 1 else False
     skipped = []
-    for path, reading in zip(paths, tqdm(readings, "reading", len(paths), unit=" images", disable=quiet)):
+    for path, reading in zip(paths, progress_bar("reading", readings, len(paths), "images", watched)):
         if isinstance(reading, FormulaGanError): skipped.append((path, reading))
         else: tell_reading(path, reading, arguments.json)
     if len(skipped) == len(paths):

@@ -6,8 +6,8 @@
 __all__ = ['SIZINGS', 'PROFILES', 'DATA_FILES', 'FormulaGanError', 'Profile', 'cast_value', 'get_profile', 'repository_root',
            'artifacts_dir', 'cache_dir', 'data_file', 'atomic_path', 'save_weights', 'weights_file', 'load_weights',
            'identity_text', 'stage_folder', 'finish_stage', 'stage_facts', 'seed_everything', 'derive_seed',
-           'pick_device', 'mixed_precision', 'free_names', 'busy_cores', 'usable_cores', 'use_free_cores', 'to_image',
-           'tile', 'show_images']
+           'pick_device', 'mixed_precision', 'free_names', 'busy_cores', 'usable_cores', 'use_free_cores',
+           'progress_bar', 'to_image', 'tile', 'show_images']
 
 # %% ../nbs/00_core.ipynb #09285743
 import contextlib, dataclasses, hashlib, json, math, os, random, tempfile
@@ -386,6 +386,20 @@ def use_free_cores():
     import torch
     if os.environ.get("OMP_NUM_THREADS"): return
     torch.set_num_threads(max(1, usable_cores() - round(busy_cores())))
+
+# %% ../nbs/00_core.ipynb #1f5ef089
+def progress_bar(
+    what: str,  # is done, such as "reading ink"
+    items=None,  # what the bar goes through; None: its `update` counts
+    total: int | None = None,  # how many there are, where the items do not say
+    unit: str = "",  # what is counted, in the plural
+    shown: bool | None = True,  # None: where a terminal watches
+    initial: int = 0,  # done before
+):  # tqdm
+    "What long work says of itself on the standard error: what it does, how much is done, its speed, the time left."
+    from tqdm import tqdm
+    hidden = None if shown is None else not shown
+    return tqdm(items, what, total, unit=f" {unit}", disable=hidden, initial=initial, mininterval=1)
 
 # %% ../nbs/00_core.ipynb #a20fec27
 def to_image(

@@ -13,10 +13,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
-from .core import (FormulaGanError, Profile, atomic_path, data_file, derive_seed, finish_stage, stage_facts,
-                              stage_folder)
+from .core import (FormulaGanError, Profile, atomic_path, data_file, derive_seed, finish_stage,
+                              progress_bar, stage_facts, stage_folder)
 from .tokenizer import TokenizeError, Vocab, normalize
 
 # %% ../nbs/03c_corpora.ipynb #0d666df3
@@ -58,7 +57,7 @@ def normalize_all(
     "Normalise and deduplicate a list of formulas; those that cannot be tokenised are counted, never fatal."
     found = {}
     skipped = Counter()
-    for latex in tqdm(latexes, desc="normalising", disable=not progress, mininterval=1):
+    for latex in progress_bar("normalising", latexes, unit="formulas", shown=progress):
         try: text = normalize(latex)
         except TokenizeError:
             skipped["not tokenised"] += 1

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .characters import lacking
 from .mathjax import RenderError
-from .tokenizer import lacking
 
 # %% ../nbs/01f_layout.ipynb #d8111bb7
 @dataclass(frozen=True)

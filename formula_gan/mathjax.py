@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .core import FormulaGanError
-from .tokenizer import COMMANDS, DROPPED, INFIX, LEAVES, SYNONYMS
+from .grammar import COMMANDS
+from .symbols import DROPPED, INFIX, LEAVES, SYNONYMS
 
 # %% ../nbs/01e_mathjax.ipynb #08c35b5b
 class RenderError(FormulaGanError):

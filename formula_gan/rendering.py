@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .characters import TokenizeError, checked_text, spell_out
 from .core import usable_cores
 from .layout import Layout, read_svg
 from .mathjax import LONGEST_FORMULA, VARIANTS, RenderError, ask_mathjax, one_line
-from .tokenizer import TokenizeError, checked_text, spell_out
 
 # %% ../nbs/02_rendering.ipynb #d82c2181
 FONTS = tuple(VARIANTS)  # the paper's; "textstyle" sets the default font as within a line of text

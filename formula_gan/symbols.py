@@ -7,8 +7,8 @@ __all__ = ['LETTERS', 'LARGE_OPERATORS', 'INTEGRALS', 'LIMIT_FUNCTIONS', 'FUNCTI
            'RELATIONS', 'ARROWS', 'AFTER_CDOTS', 'CHARACTERS', 'SYMBOLS', 'SYNONYMS', 'UNICODE', 'LEAVES', 'DROPPED',
            'DROPPED_ARGUMENTS', 'SIZED', 'ALPHABETS', 'UPPER', 'LOWER', 'STYLED', 'PLAIN_FONTS', 'WEIGHTS',
            'FONT_SWITCHES', 'TEXT', 'ACCENTS', 'STYLES', 'RAISED', 'COMPOSED', 'RESERVED', 'EXTENSIBLE', 'ARGUMENTS',
-           'OPTIONAL', 'RENAMED', 'INFIX', 'TRANSPARENT', 'ENVIRONMENTS', 'CROHME_SYMBOLS', 'PAD', 'START', 'END',
-           'accent', 'spell', 'UnknownSymbolError', 'Vocab']
+           'OPTIONAL', 'RENAMED', 'INFIX', 'BOXES', 'SHIFTS', 'TRANSPARENT', 'ENVIRONMENTS', 'REFUSED',
+           'CROHME_SYMBOLS', 'PAD', 'START', 'END', 'accent', 'spell', 'UnknownSymbolError', 'Vocab']
 
 # %% ../nbs/00a_symbols.ipynb #31a2fe95
 import functools, unicodedata
@@ -98,7 +98,17 @@ SYNONYMS = dict(pair.split("=", 1) for pair in r"""\le=\leq \ge=\geq \ne=\neq \l
 \Mu=M \Nu=N \Omicron=O \Rho=P \Tau=T \Chi=X \bot=\perp \bigtriangleup=\triangle \intop=\int `=\backprime
 \mathfrak{I}=\Im \mathfrak{R}=\Re \varGamma=\Gamma \varDelta=\Delta \varTheta=\Theta \varLambda=\Lambda
 \varXi=\Xi \varPi=\Pi \varSigma=\Sigma \varUpsilon=\Upsilon \varPhi=\Phi \varPsi=\Psi \varOmega=\Omega
-\longleftrightarrows=\leftrightarrows \longrightleftharpoons=\rightleftharpoons \MTThinColon=:""".split())
+\longleftrightarrows=\leftrightarrows \longrightleftharpoons=\rightleftharpoons \MTThinColon=: \centercolon=:
+\ordinarycolon=: \textasteriskcentered=* \textasciitilde=\sim \textbackslash=\backslash \textbar=| \textbardbl=\|
+\textbigcircle=\bigcirc \textborn=* \textbraceleft=\{ \textbraceright=\} \textbullet=\bullet \textdagger=\dagger
+\textdaggerdbl=\ddagger \textdied=\dagger \textdiv=\div \textdollar=\$ \textdollaroldstyle=\$
+\textdownarrow=\downarrow \textellipsis=\ldots \textemdash=- \textendash=- \textfractionsolidus=/ \textgreater=>
+\textless=< \textlangle=\langle \textrangle=\rangle \textleftarrow=\leftarrow \textrightarrow=\rightarrow
+\textuparrow=\uparrow \textlnot=\neg \textmho=\mho \textohm=\Omega \textminus=- \textperiodcentered=\cdot
+\textpm=\pm \textregistered=\circledR \textsurd=\surd \texttimes=\times \textunderscore=\_ \textyen=\yen
+\textquotedblleft=" \textquotedblright=" \textquoteleft=\backprime""".split())
+SYNONYMS |= {rf"\text{name}oldstyle": str(digit) for digit, name in enumerate(
+    "zero one two three four five six seven eight nine".split())}
 
 # %% ../nbs/00a_symbols.ipynb #7b4ebd09
 SYNONYMS |= dict(pair.split("=", 1) for pair in r"""\alef=\aleph \alefsym=\aleph \and=\wedge \ang=\angle
@@ -117,9 +127,9 @@ UNICODE = {pair[0]: pair[1:] for pair in r"""
 ¥\yen ¬\neg ®\circledR ±\pm ·\cdot ×\times ð\eth ÷\div ı\imath ȷ\jmath ΑA ΒB Γ\Gamma Δ\Delta ΕE ΖZ ΗH Θ\Theta ΙI ΚK
 Λ\Lambda ΜM ΝN Ξ\Xi ΟO Π\Pi ΡP Σ\Sigma ΤT Υ\Upsilon Φ\Phi ΧX Ψ\Psi Ω\Omega α\alpha β\beta γ\gamma δ\delta ε\varepsilon
 ζ\zeta η\eta θ\theta ι\iota κ\kappa λ\lambda μ\mu ν\nu ξ\xi οo π\pi ρ\rho ς\varsigma σ\sigma τ\tau υ\upsilon φ\varphi
-χ\chi ψ\psi ω\omega ϑ\vartheta ϕ\phi ϖ\varpi Ϝ\digamma ϝ\digamma ϰ\varkappa ϱ\varrho ϵ\epsilon ‐- ‑- ‒- –- —- ‖\|
-†\dagger ‡\ddagger •\bullet …\ldots ‵\backprime ⁄/ ℎh ℏ\hbar ℑ\Im ℓ\ell ℘\wp ℜ\Re ℧\mho Ⅎ\Finv ℵ\aleph ℶ\beth ℷ\gimel
-ℸ\daleth ⅁\Game""".split()}
+χ\chi ψ\psi ω\omega ϑ\vartheta ϕ\phi ϖ\varpi Ϝ\digamma ϝ\digamma ϰ\varkappa ϱ\varrho ϵ\epsilon ϶\backepsilon ‐- ‑- ‒-
+–- —- ―- ‖\| ‘\backprime “" ”" †\dagger ‡\ddagger •\bullet …\ldots ‵\backprime ⁄/ ℎh ℏ\hbar ℑ\Im ℓ\ell ℘\wp ℜ\Re ℧\mho
+Ⅎ\Finv ℵ\aleph ℶ\beth ℷ\gimel ℸ\daleth ⅁\Game""".split()}
 
 # %% ../nbs/00a_symbols.ipynb #0b1b5b26
 UNICODE |= {pair[0]: pair[1:] for pair in r"""
@@ -144,23 +154,24 @@ UNICODE |= {pair[0]: pair[1:] for pair in r"""
 ⊀\nprec ⊁\nsucc ⊂\subset ⊃\supset ⊆\subseteq ⊇\supseteq ⊈\nsubseteq ⊉\nsupseteq ⊊\subsetneq ⊋\supsetneq ⊎\uplus
 ⊏\sqsubset ⊐\sqsupset ⊑\sqsubseteq ⊒\sqsupseteq ⊓\sqcap ⊔\sqcup ⊕\oplus ⊖\ominus ⊗\otimes ⊘\oslash ⊙\odot
 ⊚\circledcirc ⊛\circledast ⊝\circleddash ⊞\boxplus ⊟\boxminus ⊠\boxtimes ⊡\boxdot ⊢\vdash ⊣\dashv ⊤\top ⊥\perp
-⊨\models ⊩\Vdash ⊪\Vvdash ⊬\nvdash ⊭\nvDash ⊮\nVdash ⊯\nVDash ⊲\vartriangleleft ⊳\vartriangleright ⊴\trianglelefteq
-⊵\trianglerighteq ⊸\multimap ⊺\intercal ⊻\veebar ⊼\barwedge ⋀\bigwedge ⋁\bigvee ⋂\bigcap ⋃\bigcup ⋄\diamond ⋅\cdot
-⋆\star ⋇\divideontimes ⋈\bowtie ⋉\ltimes ⋊\rtimes ⋋\leftthreetimes ⋌\rightthreetimes ⋍\backsimeq ⋎\curlyvee
-⋏\curlywedge ⋐\Subset ⋑\Supset ⋒\Cap ⋓\Cup ⋔\pitchfork ⋖\lessdot ⋗\gtrdot ⋘\lll ⋙\ggg ⋚\lesseqgtr ⋛\gtreqless
-⋞\curlyeqprec ⋟\curlyeqsucc ⋠\npreceq ⋡\nsucceq ⋦\lnsim ⋧\gnsim ⋨\precnsim ⋩\succnsim ⋪\ntriangleleft ⋫\ntriangleright
-⋬\ntrianglelefteq ⋭\ntrianglerighteq ⋮\vdots ⋯\cdots ⋱\ddots ⌅\barwedge ⌆\doublebarwedge ⌈\lceil ⌉\rceil ⌊\lfloor
-⌋\rfloor ⌜\ulcorner ⌝\urcorner ⌞\llcorner ⌟\lrcorner ⌢\frown ⌣\smile ⎰\lmoustache ⎱\rmoustache Ⓢ\circledS ╱\diagup
-╲\diagdown ■\blacksquare □\square ▪\blacksquare ▲\blacktriangle △\triangle ▴\blacktriangle ▵\triangle
-▶\blacktriangleright ▸\blacktriangleright ▹\triangleright ▼\blacktriangledown ▽\triangledown ▾\blacktriangledown
-▿\triangledown ◀\blacktriangleleft ◂\blacktriangleleft ◃\triangleleft ◊\Diamond ○\bigcirc ◦\circ ◯\bigcirc ◻\square
-◼\blacksquare ★\bigstar ♠\spadesuit ♡\heartsuit ♢\diamondsuit ♣\clubsuit ♥\heartsuit ♦\diamondsuit ♭\flat ♮\natural
-♯\sharp ✓\checkmark ✔\checkmark ✠\maltese ❘| ⟂\perp ⟨\langle ⟩\rangle ⟮\lgroup ⟯\rgroup ⟵\longleftarrow
-⟶\longrightarrow ⟷\longleftrightarrow ⟸\Longleftarrow ⟹\Longrightarrow ⟺\Longleftrightarrow ⟼\longmapsto
-⧫\blacklozenge ⨀\bigodot ⨁\bigoplus ⨂\bigotimes ⨄\biguplus ⨆\bigsqcup ⨌\iiiint ⨯\times ⨿\amalg ⩞\doublebarwedge
-⩽\leqslant ⩾\geqslant ⪅\lessapprox ⪆\gtrapprox ⪇\lneq ⪈\gneq ⪉\lnapprox ⪊\gnapprox ⪋\lesseqqgtr ⪌\gtreqqless
-⪕\eqslantless ⪖\eqslantgtr ⪯\preceq ⪰\succeq ⪵\precneqq ⪶\succneqq ⪷\precapprox ⪸\succapprox ⪹\precnapprox
-⪺\succnapprox ⫅\subseteqq ⫆\supseteqq ⫋\subsetneqq ⫌\supsetneqq 〈\langle 〉\rangle 𝟊\digamma 𝟋\digamma""".split()}
+⊧\models ⊨\models ⊩\Vdash ⊪\Vvdash ⊬\nvdash ⊭\nvDash ⊮\nVdash ⊯\nVDash ⊲\vartriangleleft ⊳\vartriangleright
+⊴\trianglelefteq ⊵\trianglerighteq ⊸\multimap ⊺\intercal ⊻\veebar ⊼\barwedge ⋀\bigwedge ⋁\bigvee ⋂\bigcap ⋃\bigcup
+⋄\diamond ⋅\cdot ⋆\star ⋇\divideontimes ⋈\bowtie ⋉\ltimes ⋊\rtimes ⋋\leftthreetimes ⋌\rightthreetimes ⋍\backsimeq
+⋎\curlyvee ⋏\curlywedge ⋐\Subset ⋑\Supset ⋒\Cap ⋓\Cup ⋔\pitchfork ⋖\lessdot ⋗\gtrdot ⋘\lll ⋙\ggg ⋚\lesseqgtr
+⋛\gtreqless ⋜\eqslantless ⋝\eqslantgtr ⋞\curlyeqprec ⋟\curlyeqsucc ⋠\npreceq ⋡\nsucceq ⋦\lnsim ⋧\gnsim ⋨\precnsim
+⋩\succnsim ⋪\ntriangleleft ⋫\ntriangleright ⋬\ntrianglelefteq ⋭\ntrianglerighteq ⋮\vdots ⋯\cdots ⋱\ddots ⌅\barwedge
+⌆\doublebarwedge ⌈\lceil ⌉\rceil ⌊\lfloor ⌋\rfloor ⌜\ulcorner ⌝\urcorner ⌞\llcorner ⌟\lrcorner ⌢\frown ⌣\smile ⏐|
+┌\ulcorner ┐\urcorner └\llcorner ┘\lrcorner ⎰\lmoustache ⎱\rmoustache Ⓢ\circledS ╱\diagup ╲\diagdown ■\blacksquare
+□\square ▪\blacksquare ▲\blacktriangle △\triangle ▴\blacktriangle ▵\triangle ▶\blacktriangleright ▸\blacktriangleright
+▹\triangleright ▼\blacktriangledown ▽\triangledown ▾\blacktriangledown ▿\triangledown ◀\blacktriangleleft
+◂\blacktriangleleft ◃\triangleleft ◊\Diamond ○\bigcirc ◦\circ ◯\bigcirc ◻\square ◼\blacksquare ★\bigstar ♠\spadesuit
+♡\heartsuit ♢\diamondsuit ♣\clubsuit ♥\heartsuit ♦\diamondsuit ♭\flat ♮\natural ♯\sharp ✓\checkmark ✔\checkmark
+✠\maltese ❘| ⟂\perp ⟨\langle ⟩\rangle ⟮\lgroup ⟯\rgroup ⟵\longleftarrow ⟶\longrightarrow ⟷\longleftrightarrow
+⟸\Longleftarrow ⟹\Longrightarrow ⟺\Longleftrightarrow ⟼\longmapsto ⧫\blacklozenge ⧸/ ⨀\bigodot ⨁\bigoplus ⨂\bigotimes
+⨄\biguplus ⨆\bigsqcup ⨉\times ⨌\iiiint ⨝\bowtie ⨯\times ⨿\amalg ⩞\doublebarwedge ⩽\leqslant ⩾\geqslant ⪅\lessapprox
+⪆\gtrapprox ⪇\lneq ⪈\gneq ⪉\lnapprox ⪊\gnapprox ⪋\lesseqqgtr ⪌\gtreqqless ⪕\eqslantless ⪖\eqslantgtr ⪯\preceq ⪰\succeq
+⪵\precneqq ⪶\succneqq ⪷\precapprox ⪸\succapprox ⪹\precnapprox ⪺\succnapprox ⫅\subseteqq ⫆\supseteqq ⫋\subsetneqq
+⫌\supsetneqq 〈\langle 〉\rangle 𝟊\digamma 𝟋\digamma""".split()}
 
 # %% ../nbs/00a_symbols.ipynb #1ce286a4
 LEAVES = {sign: sign for sign in SYMBOLS} | SYNONYMS
@@ -171,18 +182,21 @@ DROPPED = frozenset(r"""~ \, \: \; \! \> \/ \- \quad \qquad \enspace \enskip \th
 \allowbreak \break \linebreak \noindent \displaystyle \textstyle \scriptstyle \scriptscriptstyle \tiny \Tiny
 \scriptsize \footnotesize \small \normalsize \large \Large \LARGE \huge \Huge \limits \nolimits
 \displaylimits \nonumber \notag \strut \mathstrut \null \relax \protect \nonscript \ignorespaces \boldmath
-\unboldmath \smallskip \medskip \bigskip \*""".split()) | {"\\ ", "\\\n", "\\\t", "\\\r"}
+\unboldmath \textcompwordmark \smallskip \medskip \bigskip \*""".split()) | {"\\ ", "\\\n", "\\\t", "\\\r"}
 DROPPED_ARGUMENTS = {
     r"\color": 1, r"\pagecolor": 1, r"\definecolor": 3, r"\label": 1, r"\tag": 1, r"\hspace": 1, r"\vspace": 1,
-    r"\mspace": 1, r"\phantom": 1, r"\hphantom": 1, r"\vphantom": 1,
+    r"\mspace": 1, r"\phantom": 1, r"\hphantom": 1, r"\vphantom": 1, r"\xmathstrut": 1,
 }
 SIZED = frozenset("\\" + size + side for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "m", "r"))
 
 # %% ../nbs/00a_symbols.ipynb #3b8c08bb
 ALPHABETS = {
     r"\mathbb": r"\mathbb", r"\Bbb": r"\mathbb", r"\mathcal": r"\mathcal", r"\mathfrak": r"\mathfrak",
-    r"\frak": r"\mathfrak", r"\mathscr": r"\mathscr", r"\symbb": r"\mathbb", r"\symcal": r"\mathcal",
-    r"\symfrak": r"\mathfrak",
+    r"\frak": r"\mathfrak", r"\mathscr": r"\mathscr",
+} | {
+    f"{family}{style}": rf"\math{style}"
+    for family in (r"\sym", r"\mathbf", r"\symbf") for style in ("bb", "cal", "frak", "scr")
+    if (family, style) != (r"\mathbf", "bb")
 }
 UPPER = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -190,14 +204,15 @@ STYLED = {r"\mathbb": UPPER, r"\mathcal": UPPER, r"\mathscr": UPPER, r"\mathfrak
 
 # %% ../nbs/00a_symbols.ipynb #46627a98
 PLAIN_FONTS = frozenset(r"""\mathrm \mathbf \mathit \mathsf \mathtt \mathnormal \mathup \mathbfit \mathsfit
-\bold \symbf \symrm \symit""".split())
+\mathbfsf \mathbfsfit \mathbfsfup \mathbfup \mathsfup \bold \symbf \symrm \symit \symbfit \symbfsf \symbfsfit
+\symbfsfup \symbfup \symnormal \symsf \symsfit \symsfup \symtt \symup""".split())
 WEIGHTS = frozenset(r"\boldsymbol \bm \pmb".split())
 FONT_SWITCHES = {
     r"\rm": None, r"\bf": None, r"\it": None, r"\sf": None, r"\tt": None, r"\mit": None, r"\sl": None, r"\sc": None,
     r"\cal": r"\mathcal", r"\scr": r"\mathscr",
 }
 TEXT = frozenset(r"""\text \mbox \hbox \textrm \textbf \textit \textsf \texttt \textnormal \textup \textsc
-\textsl \textmd \emph""".split())
+\textsl \textmd \emph \clap \textclap \textllap \textrlap""".split())
 
 # %% ../nbs/00a_symbols.ipynb #ee2abeeb
 ACCENTS = {
@@ -210,9 +225,10 @@ STYLES = {
     "BOLD": r"\boldsymbol", "SANS-SERIF": r"\mathsf", "MONOSPACE": r"\mathtt",
 }
 RAISED = {
-    "°": r"\circ ", "’": r"\prime ", "′": r"\prime ", "″": r"\prime " * 2, "‴": r"\prime " * 3, "⁗": r"\prime " * 4,
+    "°": r"\circ ", "ʹ": r"\prime ", "’": r"\prime ", "′": r"\prime ", "″": r"\prime " * 2, "‴": r"\prime " * 3,
+    "⁗": r"\prime " * 4,
 }
-COMPOSED = {"≔": r"\mathrel{:=}", "≕": r"\mathrel{=:}"}
+COMPOSED = {"≔": r"\mathrel{:=}", "≕": r"\mathrel{=:}", "∷": "::", "⫽": "//"}
 RESERVED = {sign: "\\" + sign for sign in "#$%&_{}"} | dict.fromkeys("\\^~ ", "")
 
 # %% ../nbs/00a_symbols.ipynb #64c5e96c
@@ -273,12 +289,18 @@ OPTIONAL = EXTENSIBLE | {r"\sqrt"}
 RENAMED = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
     r"\stackrel": r"\overset", r"\stackbin": r"\overset", r"\fbox": r"\boxed",
+    r"\xRightleftharpoons": r"\xrightleftharpoons", r"\xLeftrightharpoons": r"\xrightleftharpoons",
 }
 
 # %% ../nbs/00a_symbols.ipynb #3ccfaa74
 INFIX = {r"\over": r"\frac", r"\choose": r"\binom", r"\atop": None, r"\brace": (r"\{", r"\}"), r"\brack": ("[", "]")}
-TRANSPARENT = frozenset(r"""\mathord \mathbin \mathrel \mathopen \mathclose \mathpunct \mathinner
-\ensuremath \smash \vcenter \llap \rlap \mathclap \lefteqn \textcolor""".split())
+BOXES = {
+    r"\smash": 1, r"\bbox": 1, r"\cramped": 1, r"\mathclap": 1, r"\mathllap": 1, r"\mathrlap": 1, r"\crampedclap": 1,
+    r"\crampedllap": 1, r"\crampedrlap": 1, r"\mathmakebox": 2,
+}
+SHIFTS = frozenset(r"\raise \lower \moveleft \moveright".split())
+TRANSPARENT = frozenset(BOXES) | SHIFTS | frozenset(r"""\mathord \mathbin \mathrel \mathopen \mathclose \mathpunct
+\mathinner \ensuremath \vcenter \llap \rlap \mathmbox \lefteqn \textcolor""".split())
 
 # %% ../nbs/00a_symbols.ipynb #4bd28637
 ENVIRONMENTS = {name: name for name in "matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix cases".split()} | {
@@ -286,6 +308,28 @@ ENVIRONMENTS = {name: name for name in "matrix pmatrix bmatrix Bmatrix vmatrix V
     "smallmatrix": "matrix", "dcases": "cases", "align": "aligned", "alignat": "aligned", "alignedat": "aligned",
     "split": "aligned", "flalign": "aligned", "xalignat": "aligned", "gather": "gathered", "multline": "gathered",
     "eqnarray": "array", "equation": "", "displaymath": "", "math": "", "subarray": "substack",
+    "xxalignat": "aligned", "multlined": "gathered", "lgathered": "gathered", "rgathered": "gathered",
+    "crampedsubarray": "substack",
+} | {f"{side}smallmatrix": f"{side}matrix" for side in "pbBvV"}
+
+# %% ../nbs/00a_symbols.ipynb #11fca378
+REFUSED = {
+    **dict.fromkeys([r"\verb", r"\TeX", r"\LaTeX"], r"write the characters in \text{...}"),
+    **dict.fromkeys([r"\above", r"\abovewithdelims", r"\overwithdelims", r"\splitfrac", r"\splitdfrac"],
+                    r"write \frac{...}{...}"),
+    r"\atopwithdelims": r"write \binom{...}{...}",
+    **dict.fromkeys([r"\framebox", r"\colorbox", r"\fcolorbox"], r"write \boxed{...}"),
+    r"\enclose": r"write \boxed{...} or \cancel{...}",
+    **dict.fromkeys([r"\overbracket", r"\underbracket"], r"write \overbrace{...} or \underbrace{...}"),
+    **dict.fromkeys([r"\ref", r"\eqref", r"\refeq"], "leave the reference out"),
+    r"\textdegree": r"write ^\circ", r"\textquoteright": "write '", r"\array": r"write \begin{array}",
+    **dict.fromkeys([r"\eqalignno", r"\leqalignno"], r"write \begin{aligned}"),
+    **dict.fromkeys([r"\ndownarrow", r"\nuparrow"], r"write \not before the arrow"),
+    r"\begin{CD}": r"write \begin{array}, and \xrightarrow{...} for its arrows",
+    **dict.fromkeys([r"\begin{rcases}", r"\begin{drcases}"], r"write \left. \begin{array} ... \end{array} \right\}"),
+    **dict.fromkeys(r"""\textsterling \textasciiacute \textasciibreve \textasciicaron \textasciicircum
+\textasciidieresis \textasciimacron""".split(), "leave it out"),
+    **dict.fromkeys("£¨¯´ˆˇˉˊˋ˘˙˚˜‗‾\u030b", "leave it out"),
 }
 
 # %% ../nbs/00a_symbols.ipynb #2dd6aeaf

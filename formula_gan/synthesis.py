@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from .core import FormulaGanError, Profile, cast_value, free_names, pick_device
+from .core import FormulaGanError, Profile, cast_value, free_names, pick_device, progress_bar
 from .data import ImageSet, scale_image
 from .pictures import Look, picture
 from .reading import read_back, trained_profile
@@ -259,7 +258,7 @@ def make_shards(
     starts = range(0, count, size)[part[0] - 1::part[1]]
     total = sum(min(size, count - start) for start in starts)
     result = Synthesis(out)
-    with tqdm(total=total, desc="writing", unit=" images", disable=not progress, mininterval=1) as bar:
+    with progress_bar("writing", total=total, unit="images", shown=progress) as bar:
         for start in starts:
             name = f"shard-{start // size:05d}"
             indices = range(start, min(start + size, count))

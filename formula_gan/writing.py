@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from .core import FormulaGanError, Profile, cast_value, derive_seed, mixed_precision, pick_device
+from .core import (FormulaGanError, Profile, cast_value, derive_seed, mixed_precision, pick_device,
+                              progress_bar)
 from .data import (HANDWRITTEN, PRINTED, Drawing, ImageSet, draw_loose, draw_print, margin, ordered_batches,
                               print_bold, proportions, random_hand)
 from .drawing import Figure, leaning
@@ -67,7 +67,7 @@ def handwrite(
     "Every printed image in the generator's hand; labels stay, noise and seed are recorded."
     generator = generator.to(device, memory_format=torch.channels_last).eval()
     written: list = [None] * len(prints)
-    bar = tqdm(total=len(prints), desc="writing", disable=not progress, mininterval=1)
+    bar = progress_bar("writing", total=len(prints), unit="images", shown=progress)
     with bar, mixed_precision(profile, device):
         for group, batch in ordered_batches(prints, Vocab.from_tokens([]), profile):
             batch = batch.to(device, torch.channels_last)

@@ -14,11 +14,13 @@ from PIL import Image
 
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import demo_formulas
+from formula_gan.grammar import COMMANDS
 from formula_gan.ink import Ink, InkError, rasterize, read_inkml, write_inkml
 from formula_gan.mathjax import RenderError
 from formula_gan.rendering import render
 from formula_gan.scans import prepare_image
-from formula_gan.tokenizer import COMMANDS, SYMBOLS, TokenizeError, normalize, tokenize
+from formula_gan.symbols import SYMBOLS
+from formula_gan.tokenizer import TokenizeError, normalize, tokenize
 
 SECONDS, MEGABYTES = 10, 1000
 LAPTOP = get_profile("laptop")
