@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import PROFILES, Profile, atomic_path, derive_seed, tile, weights_file
-from .data import HANDWRITTEN, ImageSet, Stream, draw_loose, rescale_set, typeset_in_parts
+from .data import HANDWRITTEN, ImageSet, Stream, rescale_set, typeset_in_parts
+from .figure_streams import draw_loose
 from .figures import fitting, ink_figures, typeset_figures
 from .stages import Run, Stage, file_digest, image_sets, stage, train
 from .tokenizer import Vocab

@@ -157,9 +157,9 @@ def shown_figures(
 def guided_drawing(
     profile: Profile,
     sources: list[Stage],  # of FigureSets and PictureSets; the parts of pictures cannot be exchanged
-):  # `data.Drawing`, without a photo's faults
+):  # `figure_streams.Drawing`, without a photo's faults
     "How a guided recogniser's figures are drawn."
-    from formula_gan.data import Drawing
+    from formula_gan.figure_streams import Drawing
     height = profile.height if profile.sizing == "height" else profile.symbol_height
     strokes = any(s.fields["figures"] in ("ink", "stitched") for s in sources)
     return Drawing(height, profile.sizing.partition("-")[0], exchange=profile.exchange,
@@ -171,7 +171,7 @@ def guided_task(
     sources: list[Stage],  # of FigureSets and PictureSets, drawn from evenly
     vocab: Vocab,
     steps: int,
-    drawing,  # `data.Drawing`
+    drawing,  # `figure_streams.Drawing`
     start: str,  # a recogniser to go on from; empty: from nothing
 ):  # `guided.GuidedTask`
     "What a guided recogniser is trained on, and how."
@@ -182,7 +182,7 @@ def guided_task(
 
 # %% ../nbs/09ac_recognizers.ipynb #4fef1f37
 def guided_identity(run: Run, drawing) -> dict:  # fields for `stage`
-    "What a guided recogniser is by its profile and its `data.Drawing`."
+    "What a guided recogniser is by its profile and its `figure_streams.Drawing`."
     from formula_gan.guided import guided_config, guided_recipe
     return {"config": dataclasses.asdict(guided_config(run.profile)), "recipe": guided_recipe(run.profile).facts(),
             "drawing": drawing.facts()}
@@ -212,7 +212,7 @@ def guided_recognizer(
     vocab,  # callable() -> Vocab
     vocabulary: str,  # what it is called
     steps: int,
-    drawing=None,  # `data.Drawing`; None: `guided_drawing`
+    drawing=None,  # `figure_streams.Drawing`; None: `guided_drawing`
     start: str = "",  # a recogniser to go on from: a file, or the name of shipped weights
     chosen_by: str = "wer",  # what the kept checkpoint is lowest in on validation ink: "wer" or "nll", the loss a token
 ) -> Stage:  # of its folder, with best.safetensors, last.safetensors and metric.csv
@@ -279,7 +279,7 @@ def general_recognizer(
     """The recogniser of `recognize`, as it comes with the package: trained on ink, stitched ink and print, and on the
     faults of photos, with all symbols that Wikipedia's formulas use often. It never sees a GAN's images, whose content
     it judges, nor the first formulas of the corpus, which those images are of."""
-    from formula_gan.data import Drawing
+    from formula_gan.figure_streams import Drawing
     sized = reading_run(run)
     def vocab(): return general_vocab(corpus(run).product)
     def valid(): return ink_set(sized, "symbol").product["valid"]

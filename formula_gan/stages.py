@@ -17,7 +17,8 @@ import numpy as np
 from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile, pick_device,
                               stage_facts, stage_folder, use_free_cores)
 from .corpora import DEMO_TRAIN, load_corpus
-from .data import (HANDWRITTEN, ImageSet, draw_by_hand, draw_ink, ink_images, print_images, resize_set)
+from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, print_images, resize_set
+from .figure_streams import draw_by_hand
 from .own_ink import OwnInk, has_wikipedia, own_corpus
 from .tokenizer import Vocab
 

@@ -4,8 +4,9 @@ import torch
 
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import load_corpus
-from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, Drawing, FigureStream, ImageSet, Stream, augment,
-                              collate, ink_images, ordered_batches, print_images)
+from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, ImageSet, Stream, augment, collate, ink_images,
+                              ordered_batches, print_images)
+from formula_gan.figure_streams import Drawing, FigureStream
 from formula_gan.tokenizer import Vocab
 
 demo = get_profile("demo", workers=1, synthetic_images=30, printed_formulas=30)
