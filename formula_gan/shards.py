@@ -264,7 +264,7 @@ for line in open("caption.txt", encoding="utf-8"):
     name, tokens = line.rstrip("\\n").split("\\t")
     print(Image.open(Path("img") / f"{name}.bmp").size, tokens)""",
     "imagefolder": """from datasets import load_dataset
-for line in load_dataset(".")["train"]:
+for line in load_dataset("imagefolder", data_dir=".")["train"]:
     print(line["image"].size, line["tokens"])""",
 }
 # what a hub shows and `load_dataset` loads; the manifest, which has other columns, is left aside
@@ -306,7 +306,8 @@ def write_readme(
     loading = LOADING[settings["format"]].replace("LAST", f"{last:05d}")
     table = "".join(f"| {name} | {value} |\n" for name, value in set_facts(out, settings).items())
     files = HUB_FILES.get(settings["format"])
-    configs = f'configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "{files}"\n' if files else ""
+    head = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "
+    configs = f'{head}"{files}"\n' if files else ""
     with atomic_path(out / "README.md") as temporary:
         temporary.write_text(README.format(configs=configs, table=table, loading=loading), encoding="utf-8")
 

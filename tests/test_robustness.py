@@ -255,8 +255,9 @@ FILES = {
     "captions.txt": b"file\tlatex\nink\tx^2\nfolder/b.png\t$\\frac{1}{2}$\n",
     "names.txt": b"ink.inkml\nink.inkml \n\n/nowhere/a.png\n../b c.png\n",
 }
-WORDS = [b"", b"\t", b"\n", b"\r", b"\r\n", b'"', b",", b"\\", b"{", b"}", b"[", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8",
-         b"1e999", b"NaN", b"-", b"../", b"null", b"%", b"<", b">", b"&", b"/>", b"#", b" ", "é中".encode()]
+WORDS = [b"", b"\t", b"\n", b"\r", b"\r\n", b'"', b",", b"\\", b"{", b"}", b"[", b"\x00", b"\xff",
+         "\ufeff".encode(), "\u2028".encode(), b"1e999", b"NaN", b"-", b"../", b"null", b"%", b"<", b">", b"&", b"/>",
+         b"#", b" ", "é中".encode()]
 
 
 def mutations(data, count, seed):
