@@ -10,11 +10,12 @@ __all__ = ['LOOKS', 'UNSET', 'SET_OPTIONS', 'render_styles', 'previews', 'render
 
 # %% ../nbs/09d_commands.ipynb #14bbac7b
 import argparse, dataclasses, json, os, sys
+from collections import Counter
 from pathlib import Path
 
 from .core import FormulaGanError
-from .files import (Entry, atomic_folder, check_place, numbered_formulas, read_formulas, read_lines, report,
-                               source_name, tell_left_out, write_tsv)
+from .files import (Entry, atomic_folder, check_formula, check_place, numbered_formulas, read_formulas,
+                               read_lines, report, source_name, tell_left_out, write_tsv)
 
 # %% ../nbs/09d_commands.ipynb #6279014f
 def render_styles(
@@ -75,8 +76,7 @@ def render_folder(
 ) -> list[tuple]:  # skipped: (line, formula, reason)
     "`000001.png` ... by the line of each formula, `labels.tsv` and, where some fail, `skipped.tsv`."
     from formula_gan.core import progress_bar, to_image
-    labels = []
-    skipped = []
+    labels, skipped = [], []
     with progress_bar("typesetting", total=len(entries), unit="formulas", shown=None) as bar:
         for start in range(0, len(entries), chunk):
             part = slice(start, start + chunk)
@@ -99,6 +99,7 @@ def render_one(
 ):
     "`formula-gan render FORMULA`: one picture."
     from formula_gan.core import atomic_path, to_image
+    check_formula(arguments.latex, "give it with --file")
     out = Path(arguments.out)
     if out.suffix.lower() != ".png": raise FormulaGanError(f"{out}: one formula is written as a .png")
     check_place(out)
@@ -126,7 +127,8 @@ def render_command(
         skipped = render_folder(entries, render_styles(arguments, len(entries)), folder, arguments.workers)
         if len(skipped) == len(entries):
             raise FormulaGanError(f"none of the {len(entries)} formulas could be typeset: {skipped[0][2]}")
-    return report(len(entries) - len(skipped), skipped, f"images in {out}", out / "skipped.tsv")
+    lost = [(f"line {line}", latex, why) for line, latex, why in skipped]
+    return report(len(entries) - len(lost), lost, f"images in {out}", out / "skipped.tsv")
 
 # %% ../nbs/09d_commands.ipynb #3080cfa5
 def own_part(
@@ -179,13 +181,15 @@ def tell_strange(
 ):
     "Say which tokens of a finished set a recogniser of CROHME's symbols does not know."
     from formula_gan.tokenizer import Vocab
-    dictionary = out / "dictionary.txt"
-    if not dictionary.exists(): return
+    if not (out / "caption.txt").exists(): return
     known = Vocab.crohme()
-    strange = [token for token in dictionary.read_text(encoding="utf-8").split() if token not in known]
+    captions = [line.partition("\t")[2].split() for line in read_lines(str(out / "caption.txt"))]
+    strange = [token for tokens in captions for token in set(tokens) if token not in known]
     if strange:
-        print(f"not among CROHME's 110 symbols: {' '.join(strange)}; a reader of those alone fails on them: "
-              "--vocabulary crohme leaves such formulas out", file=sys.stderr)
+        holding = sum(any(token not in known for token in tokens) for tokens in captions)
+        names = ", ".join(f"{token} in {count}" for token, count in Counter(strange).most_common())
+        print(f"{holding} of {len(captions)} captions have symbols that are not among CROHME's 110 ({names}); a reader "
+              "of those alone fails on them: --vocabulary crohme leaves such formulas out", file=sys.stderr)
 
 # %% ../nbs/09d_commands.ipynb #4b698143
 # arguments of `synthesis.synthesize` that are options of the same name
@@ -220,6 +224,7 @@ def write_command(
 ) -> int:  # exit code
     "`formula-gan write`."
     from formula_gan.core import atomic_path
+    check_formula(arguments.latex, "formula-gan synthesize writes a file of formulas")
     out = Path(arguments.out)
     if out.suffix not in (".png", ".svg"): raise FormulaGanError(f"{out}: handwriting is written as .png or .svg")
     check_place(out)
@@ -242,6 +247,7 @@ def given_formulas(
     "The formulas of the command line, or of a file."
     if bool(arguments.latex) == (arguments.file is not None):
         raise FormulaGanError("give formulas, or a file of formulas with --file")
+    for latex in arguments.latex: check_formula(latex, "give it with --file")
     if arguments.latex: return [(f"formula {n}", latex) for n, latex in enumerate(arguments.latex, 1)]
     formulas = [(f"line {entry.line}", entry.latex) for entry in numbered_formulas(arguments.file, arguments.column)]
     if not any(latex.strip() for _, latex in formulas):
@@ -328,7 +334,8 @@ def recognize_command(
     if len(skipped) == len(paths):
         what = f"none of the {len(skipped)} images could be read: " if len(skipped) > 1 else ""
         raise FormulaGanError(f"{what}{skipped[0][1]}")
-    for path, reason in skipped: print(f"skipped {path}: {reason}", file=sys.stderr)
+    for path, reason in skipped:
+        print(f"skipped {reason}" if path in str(reason) else f"skipped {path}: {reason}", file=sys.stderr)
     return 1 if skipped else 0
 
 # %% ../nbs/09d_commands.ipynb #73c4616c

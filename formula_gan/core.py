@@ -19,6 +19,7 @@ import numpy as np
 # %% ../nbs/00_core.ipynb #27948dc2
 class FormulaGanError(ValueError):
     "A mistake the user can mend: the message is one line that names the thing and the remedy."
+    def __str__(self): return " ".join(super().__str__().splitlines())  # names of things may break lines
     def _render_traceback_(self): return [f"{type(self).__name__}: {self}"]  # what a notebook shows
 
 # %% ../nbs/00_core.ipynb #5abe9e2d

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['source_name', 'read_lines', 'Entry', 'numbered_formulas', 'read_formulas', 'tell_left_out', 'atomic_folder',
-           'check_place', 'write_tsv', 'report']
+           'check_formula', 'check_place', 'write_tsv', 'report']
 
 # %% ../nbs/09ca_files.ipynb #3e3b4c6a
 import contextlib, json, os, re, shutil, sys, tempfile
@@ -128,6 +128,14 @@ def atomic_folder(
         temporary.chmod(0o755)
         temporary.rename(path)
     finally: shutil.rmtree(temporary, ignore_errors=True)
+
+# %% ../nbs/09ca_files.ipynb #20d92941
+def check_formula(
+    latex: str,  # given where one formula is asked for
+    remedy: str,
+):
+    "Raise `FormulaGanError` where a file's name stands in a formula's place."
+    if Path(latex).suffix and os.path.isfile(latex): raise FormulaGanError(f"{latex} is a file: {remedy}")
 
 # %% ../nbs/09ca_files.ipynb #fdb79a5b
 def check_place(

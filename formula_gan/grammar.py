@@ -125,6 +125,15 @@ def _bbox(p, name):
     nodes = read_argument(p, name)
     return [Call(r"\boxed", [], (nodes,))] if framed else nodes
 
+# %% ../nbs/00d_grammar.ipynb #b7cd13ac
+@command(r"\colorbox", r"\fcolorbox", r"\framebox")
+def _text_box(p, name):
+    if name == r"\framebox":
+        for _ in range(2): _skip_option(p)
+    for _ in range({r"\colorbox": 1, r"\fcolorbox": 2}.get(name, 0)): _skip(p)
+    nodes = _text(p, name)
+    return nodes if name == r"\colorbox" else [Call(r"\boxed", [], (nodes,))]
+
 # %% ../nbs/00d_grammar.ipynb #25b703ac
 @command(r"\rule")
 def _rule(p, name):

@@ -29,10 +29,23 @@ def colour(
     except (ValueError, AttributeError):
         raise FormulaGanError(f"no colour {name!r}: give a CSS name such as navy, or #rrggbb") from None
 
-# %% ../nbs/07d_pictures.ipynb #a079eab4
+# %% ../nbs/07d_pictures.ipynb #52fe1339
 PAPERS = ("", "ruled", "squared")
 
 
+def _checked_look(fields: dict) -> dict:
+    "The numbers among the fields of a look, cast; raises `FormulaGanError` for a field that cannot be shown."
+    ranges = {"scale": (0.25, 8), "pen": (0.03 if fields["pen"] else 0, 0.3), "slant": (-0.5, 0.5)}
+    numbers = {name: cast_value(name, fields[name], float) for name in ranges if fields[name] is not None}
+    for name, value in numbers.items():
+        low, high = ranges[name]
+        if not low <= value <= high: raise FormulaGanError(f"{name}={value} must be from {low} to {high}")
+    if fields["paper"] not in PAPERS:
+        raise FormulaGanError(f"no paper {fields['paper']!r}: choose {' or '.join(PAPERS[1:])}, or none")
+    for name in (fields["ink_colour"], fields["paper_colour"]): colour(name)
+    return numbers
+
+# %% ../nbs/07d_pictures.ipynb #a079eab4
 @dataclass(frozen=True)
 class Look:
     "How written formulas are shown. The default: as they are written, black on white, with a border of 4 px, scaled."
@@ -45,14 +58,7 @@ class Look:
     faults: bool = False  # shadow, perspective and the faults of `faults.photo_faults`
 
     def __post_init__(self):
-        ranges = [("scale", 0.25, 8), ("pen", 0.03 if self.pen else 0, 0.3)]
-        if self.slant is not None: ranges.append(("slant", -0.5, 0.5))
-        for name, low, high in ranges:
-            object.__setattr__(self, name, value := cast_value(name, getattr(self, name), float))
-            if not low <= value <= high: raise FormulaGanError(f"{name}={value} must be from {low} to {high}")
-        if self.paper not in PAPERS:
-            raise FormulaGanError(f"no paper {self.paper!r}: choose {' or '.join(PAPERS[1:])}, or none")
-        for name in (self.ink_colour, self.paper_colour): colour(name)
+        for name, value in _checked_look(vars(self)).items(): object.__setattr__(self, name, value)
 
     @property
     def is_plain(self) -> bool:

@@ -318,7 +318,6 @@ REFUSED = {
     **dict.fromkeys([r"\above", r"\abovewithdelims", r"\overwithdelims", r"\splitfrac", r"\splitdfrac"],
                     r"write \frac{...}{...}"),
     r"\atopwithdelims": r"write \binom{...}{...}",
-    **dict.fromkeys([r"\framebox", r"\colorbox", r"\fcolorbox"], r"write \boxed{...}"),
     r"\enclose": r"write \boxed{...} or \cancel{...}",
     **dict.fromkeys([r"\overbracket", r"\underbracket"], r"write \overbrace{...} or \underbrace{...}"),
     **dict.fromkeys([r"\ref", r"\eqref", r"\refeq"], "leave the reference out"),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIZES', 'LARGEST_AREA', 'WRITERS', 'LOOSE', 'BLOCK', 'FINEST', 'noise', 'trim', 'handwrite', 'Item', 'plan_item',
            'check_area', 'print_item', 'normal_forms', 'typeset_items', 'print_items', 'writer_of', 'check_writer',
-           'stitch_item', 'draw_stitched', 'stitch_items', 'generate_items', 'write_items', 'sized', 'write_sized',
-           'write', 'write_svg']
+           'stitch_item', 'draw_stitched', 'stitch_items', 'generate_items', 'gathered', 'write_items', 'sized',
+           'write_sized', 'write', 'write_svg']
 
 # %% ../nbs/07e_writing.ipynb #d52743e5
 from dataclasses import dataclass, replace
@@ -280,10 +280,20 @@ def generate_items(
     written = handwrite(generator, prints, profile, seed, device, False, seeds)
     return {i: written[n] for n, i in enumerate(ready)}
 
-# %% ../nbs/07e_writing.ipynb #d6ce597f
+# %% ../nbs/07e_writing.ipynb #398b77f8
+def gathered(
+    images: dict,  # by place
+    ready: dict,  # (normal form, print) by place
+    figures: dict,  # of those that are stitched, by place
+) -> ImageSet:  # `extra`: writer and, where stitched, figure
+    "Written images with their labels and who wrote them, in the order given."
+    extra = [{"writer": "stitched", "figure": figures[i]} if i in figures else {"writer": "gan"} for i in images]
+    return ImageSet([*images.values()], [ready[i][0] for i in images], HANDWRITTEN, extra)
+
+# %% ../nbs/07e_writing.ipynb #61a69ed2
 BLOCK = 64  # items that may share a batch
 
-
+# %% ../nbs/07e_writing.ipynb #d6ce597f
 def write_items(
     items: list[Item],  # whole blocks; the last may be shorter
     generator: Generator,
@@ -305,10 +315,9 @@ def write_items(
         block = [i for i in ready if start <= i < start + BLOCK and i not in reasons and i not in figures]
         images |= generate_items(items, {i: ready[i] for i in block}, generator, profile, seed, device)
         if bar is not None: bar.update(min(BLOCK, len(items) - start))
-    reasons |= {i: "the generator wrote nothing" for i in ready if i in images and images[i].size <= 1}
+    reasons |= {i: "the generator wrote nothing" for i, image in images.items() if image.size <= 1}
     kept = [i for i in sorted(images) if i not in reasons]
-    extra = [{"writer": "stitched", "figure": figures[i]} if i in figures else {"writer": "gan"} for i in kept]
-    return ImageSet([images[i] for i in kept], [ready[i][0] for i in kept], HANDWRITTEN, extra), kept, reasons
+    return gathered({i: images[i] for i in kept}, ready, figures), kept, reasons
 
 # %% ../nbs/07e_writing.ipynb #c5819d2d
 def sized(

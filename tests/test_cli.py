@@ -89,6 +89,9 @@ def mistakes():
     yield "render x --out f.txt/x.png", "f.txt is a file, not a folder"
     yield "render x --out folder/x.png", "folder/x.png is a folder"
     yield "render --file - --out images", "the standard input holds no formula"
+    yield "normalize f.txt", "f.txt is a file: give it with --file"
+    yield "render f.txt --out images", "f.txt is a file: give it with --file"
+    yield "write f.txt", "f.txt is a file: formula-gan synthesize writes a file of formulas"
     yield "normalize", "--file"
     yield "normalize x --file f.txt", "--file"
     yield "normalize x^", "formula 1: ^ lacks an argument, at character 2 of 'x^'"
@@ -189,8 +192,8 @@ def test_render_file_lists_what_it_skips(command, tmp_path):
     done = command("render", "--file", "f.txt", "--out", "images")
     assert done.returncode == 1
     assert "2 images" in done.stdout
-    assert "skipped 2" in done.stderr
-    assert "skipped 3" in done.stderr
+    assert "skipped line 2" in done.stderr
+    assert "skipped line 3" in done.stderr
     labels = [line.split("\t") for line in (tmp_path / "images" / "labels.tsv").read_text().splitlines()]
     assert labels[0][:3] == ["file", "latex", "font"]
     assert [row[:2] for row in labels[1:]] == [["000001.png", "x^2"], ["000004.png", "y_1"]]
@@ -290,6 +293,17 @@ def test_render_previews_what_synthesize_writes(weights, tmp_path, capsys):
     assert [(int(line), why) for line, _, why in reasons] == skipped
     for latex in REFUSED:
         assert cli.main(["render", latex, "--out", str(tmp_path / "one.png")]) == 2
+
+
+def test_comments_are_in_no_label_and_strange_symbols_are_counted(weights, tmp_path, capsys):
+    (tmp_path / "f.txt").write_text("x^2 % a square\n\\partial x + \\partial y\n\\partial \\otimes y\n")
+    out = tmp_path / "set"
+    assert cli.main(["synthesize", str(tmp_path / "f.txt"), str(out), "--generator", weights,
+                     "--format", "captions"]) == 0
+    assert [line["latex"] for line in json_lines(out / "manifest" / "shard-00000.jsonl")] == [
+        "x^2", r"\partial x + \partial y", r"\partial \otimes y"]
+    shown = capsys.readouterr().err
+    assert r"2 of 3 captions have symbols that are not among CROHME's 110 (\partial in 2, \otimes in 1)" in shown
 
 
 def test_ids_lines_and_sizes_are_kept(weights, tmp_path, capsys):

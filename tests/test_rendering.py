@@ -233,7 +233,7 @@ def test_delimiters_and_comments_as_in_the_normal_form(latex, bare):
     (None, "text"),
     (b"x", "text"),
     (r"a \hspace{1000000em} b", "px"),
-    (r"\enclose{circle}{x}", "shape"),
+    (r"\enclose{circle}{x}", "no tokens"),
 ])
 def test_bad_formulas_are_one_line_errors_and_leave_a_working_engine(latex, message):
     start = time.time()

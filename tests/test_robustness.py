@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formula_gan.commands import picture_files
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import demo_formulas
+from formula_gan.evaluation import evaluate, normalized, pair_lines, worst_first
+from formula_gan.files import numbered_formulas, read_lines
 from formula_gan.grammar import COMMANDS
 from formula_gan.ink import Ink, InkError, rasterize, read_inkml, write_inkml
 from formula_gan.mathjax import RenderError
+from formula_gan.own_ink import labelled_inks
 from formula_gan.rendering import render
-from formula_gan.scans import prepare_image
+from formula_gan.scans import prepare_image, read_test_set
 from formula_gan.symbols import SYMBOLS
 from formula_gan.tokenizer import TokenizeError, normalize, tokenize
 
@@ -231,3 +235,85 @@ def test_a_page_of_noise_and_a_large_page():
     large[2000:2040, 100:4000] = large[1000:3000, 2000:2030] = 0
     done, _ = run([noise, large], lambda picture: prepare_image(picture, LAPTOP), FormulaGanError)
     assert done
+
+
+INKML = rb"""<ink xmlns="http://www.w3.org/2003/InkML">
+<traceFormat><channel name="T" type="decimal"/><channel name="X" type="decimal"/><channel name="Y"/></traceFormat>
+<annotation type="label">x^2</annotation><annotation type="normalizedLabel">x^{2}</annotation>
+<annotation type="truth">$x^2$</annotation><annotation type="writer">w1</annotation>
+<annotationXML type="truth"><math><msup><mi xml:id="x_1">x</mi><mn xml:id="2_1">2</mn></msup></math></annotationXML>
+<trace id="0">0 1 2, 1 3 4, 2 5.5 -6</trace><trace id="1">3 9 1, 4 9 2</trace><trace id="2">5 12 0</trace>
+<traceGroup xml:id="g"><annotation type="truth">Segmentation</annotation>
+<traceGroup><annotation type="truth">x</annotation><traceView traceDataRef="0"/><traceView traceDataRef="#1"/>
+<annotationXML href="x_1"/></traceGroup>
+<traceGroup><annotation type="truth">2</annotation><traceView traceDataRef="2"/><annotationXML href="2_1"/></traceGroup>
+</traceGroup></ink>
+"""
+FILES = {
+    "formulas.csv": b'id,latex,note\r\na1,"\\frac{1}{2}, x",first\na2,x^2,\n"a3","y ""q"" \n+ 1",two lines\n',
+    "formulas.jsonl": b'{"latex": "x^2", "id": 7}\n"y + 1"\n\n{"latex": null, "tags": ["a", {"b": 1e9}]}\n',
+    "pairs.tsv": b"a1\tx ^ { 2 }\na2\t\\frac { 1 } { 2 }\n\na3\ty\n",
+    "captions.txt": b"file\tlatex\nink\tx^2\nfolder/b.png\t$\\frac{1}{2}$\n",
+    "names.txt": b"ink.inkml\nink.inkml \n\n/nowhere/a.png\n../b c.png\n",
+}
+WORDS = [b"", b"\t", b"\n", b"\r", b"\r\n", b'"', b",", b"\\", b"{", b"}", b"[", b"\x00", b"\xff",
+         "\ufeff".encode(), "\u2028".encode(), b"1e999", b"NaN", b"-", b"../", b"null", b"%", b"<", b">", b"&", b"/>",
+         b"#", b" ", "é中".encode()]
+
+
+def mutations(data, count, seed):
+    "A file's content with some places replaced, doubled, cut or swapped."
+    rng = random.Random(seed)
+    for _ in range(count):
+        changed = bytearray(data)
+        for _ in range(rng.choice((1, 1, 1, 2, 4))):
+            start, end = sorted(rng.randrange(len(changed) + 1) for _ in range(2))
+            if rng.random() < 0.95: end = min(end, start + rng.choice((0, 1, 4)))
+            part = bytes(changed[start:start + rng.randrange(20)])
+            changed[start:end] = rng.choice((rng.choice(WORDS), bytes([rng.randrange(256)]), 2 * part, part[::-1]))
+        yield bytes(changed)
+
+
+@counts
+def test_inkml_with_formats_labels_and_segments(few):
+    def call(data):
+        ink = read_inkml(data)
+        assert len(ink.strokes) and all(np.isfinite(stroke).all() for stroke in ink.strokes)
+        assert all(0 <= stroke < len(ink.strokes) for symbol in ink.symbols for stroke in symbol.strokes)
+    done, failed = run([INKML, *mutations(INKML, 200 if few else 2500, 0)], call, InkError)
+    assert done > 20 and failed > 20
+
+
+def formulas(path): return numbered_formulas(str(path))
+
+
+def scores(path):
+    pairs = pair_lines(read_lines(str(path)), FILES["pairs.tsv"].decode().splitlines())
+    evaluate(normalized(pairs.predictions), normalized(pairs.truths))
+    return worst_first(pairs)
+
+
+def labels(path):
+    (path.parent / "ink.inkml").write_bytes(INKML)
+    return labelled_inks(path.parent), read_test_set(path.parent, progress=False)
+
+
+def pictures(path):
+    (path.parent / "ink.inkml").write_bytes(INKML)
+    for file in picture_files([str(path)]): prepare_image(file, LAPTOP)
+
+
+@counts
+@pytest.mark.parametrize("name, read", [
+    ("formulas.csv", formulas),
+    ("formulas.jsonl", formulas),
+    ("pairs.tsv", scores),
+    ("captions.txt", labels),
+    ("names.txt", pictures),
+])
+def test_lists_with_places_changed(few, name, read, tmp_path):
+    def call(data):
+        (tmp_path / name).write_bytes(data)
+        read(tmp_path / name)
+    done, failed = run([FILES[name], *mutations(FILES[name], 60 if few else 1500, 1)], call, FormulaGanError)
+    assert done + failed == (61 if few else 1501)

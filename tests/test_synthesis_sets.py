@@ -215,12 +215,18 @@ def test_webdataset_library(whole):
     assert all(np.array_equal(image, np.asarray(Image.open(io.BytesIO(pngs[key])))) for key, image, _ in rows)
 
 
-def test_datasets_library(generator, whole, tmp_path):
-    "Hugging Face's loader finds every image of every shard, with all fields of its line."
+@pytest.fixture
+def load_dataset(tmp_path, monkeypatch):
+    "Hugging Face's loader, with a cache of its own."
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
+    return lambda path: datasets.load_dataset(str(path), split="train", cache_dir=str(tmp_path / "cache"))
+
+
+def test_datasets_library(load_dataset, generator, tmp_path):
+    "Every image of every shard is found, with all fields of its line."
     make(generator, tmp_path / "out", format="imagefolder")
-    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train",
-                                 cache_dir=str(tmp_path / "cache"))
+    rows = load_dataset(tmp_path / "out")
     lines = {line["key"]: line for line in read_manifest(tmp_path / "out")}
     assert len(rows) == 132 and {row["key"] for row in rows} == set(lines)
     for row in rows:
@@ -228,6 +234,13 @@ def test_datasets_library(generator, whole, tmp_path):
         for name in ("latex", "tokens", "font", "size", "item_seed", "file"): assert row[name] == line[name]
         assert row["image"].mode == "L"
         assert np.array_equal(np.asarray(row["image"]), np.asarray(Image.open(tmp_path / "out" / line["file"])))
+
+
+def test_datasets_library_reads_shards(load_dataset, whole):
+    "The same of tar files, which the card of the set names."
+    rows = load_dataset(whole)
+    assert [row["json"] for row in rows] == list(read_manifest(whole))
+    assert all(row["png"].size == (row["json"]["width"], row["json"]["height"]) for row in rows)
 
 
 @pytest.mark.parametrize("options, message", [

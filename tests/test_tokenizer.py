@@ -122,6 +122,7 @@ CASES = {
     "϶ ⊧ ⨉ ∷ a⋜b": r"\backepsilon \models \times : : a \eqslantless b", "“x” ‘ xʹ": r'" x " \backprime x ^ { \prime }',
     # boxes, shifts, and old or rare names of common things
     r"\bbox{x}\bbox[4px,border:1px solid red]{y}": r"x \boxed { y }",
+    r"\colorbox{red}{x}\fcolorbox{red}{blue}{y}\framebox[1em][l]{z}": r"x \boxed { y } \boxed { z }",
     r"a\raise 2pt{x_1}^2\lower{.5ex}\mathmakebox[2em][l]{y}\kern{1pt}": r"a x _ { 1 } ^ { 2 } y",
     r"\eqalign{a&=b\cr c&=d}": r"\begin{aligned} a & = b \\ c & = d \end{aligned}",
     r"\begin{multlined}[c][2cm]x\\y\end{multlined}": r"\begin{gathered} x \\ y \end{gathered}",
