@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formula_gan.captions import read_test_set
 from formula_gan.commands import picture_files
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import demo_formulas
@@ -22,7 +23,7 @@ from formula_gan.ink import Ink, InkError, rasterize, read_inkml, write_inkml
 from formula_gan.mathjax import RenderError
 from formula_gan.own_ink import labelled_inks
 from formula_gan.rendering import render
-from formula_gan.scans import prepare_image, read_test_set
+from formula_gan.scans import prepare_image
 from formula_gan.symbols import SYMBOLS
 from formula_gan.tokenizer import TokenizeError, normalize, tokenize
 
