@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import FormulaGanError, load_weights, save_weights
-from .decoder import (THREE_SIZES, CoverageAttention, Decoder, Lesson, Memory, Position, State, Views,
-                                 advance, at_size, exactly, gru, prepare, run_lessons, teach)
+from .decoder import (THREE_SIZES, CoverageAttention, Decoder, Memory, Position, State, Views, advance,
+                                 at_size, exactly, gru)
 from .encoder import (Cells, DenseBlock, DenseLayer, Encoder, NormReLU, RecognizerConfig, WideBlock,
                                  WideEncoder, WideLayer)
 from .search import BEAM_SIZE, Grammar, beam_search
+from .teaching import Lesson, prepare, run_lessons, teach
 from .tokenizer import PAD, Vocab
 
 # the parts of a recogniser can be had from here as well
