@@ -280,7 +280,7 @@ def picture_files(
     paths: list[str],  # images, ink (.inkml), folders, lists of paths (.txt); "-": a list on standard input
 ) -> list[str]:  # images and ink; those of a folder sorted, subfolders included
     "The images that are meant."
-    from formula_gan.scans import PICTURES
+    from formula_gan.captions import PICTURES
     found = []
     for path in map(Path, paths):
         inside = []

@@ -162,7 +162,7 @@ def load_demo(
     seed: int = 0,
 ) -> Corpus:
     "The corpus of the `demo` profile: random formulas, and ink of made-up hands, written as InkML and read back."
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     written = demo_formulas(DEMO_TRAIN + 100, derive_seed("demo ink", seed))
     # three disjoint sets of hands: each call makes its own writers
     parts = {"train": written[:200] + written[300:], "valid": written[200:240], "test": written[240:300]}
@@ -197,7 +197,8 @@ def load_crohme(
     progress: bool = True,
 ) -> tuple[dict, dict]:  # "train", "valid", "test" -> list of Ink with normal forms; counts
     "CROHME 2014's ink with its captions as labels, split by writer and formula."
-    from formula_gan.ink import read_crohme, writer_key
+    from formula_gan.ink import writer_key
+    from formula_gan.ink_files import read_crohme
     captions = read_captions(data_dir)
     counts = Counter()
     ink = {}

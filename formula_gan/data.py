@@ -265,7 +265,7 @@ def random_hand(
 
 # %% ../nbs/04_data.ipynb #60c4467d
 def draw_item(
-    figure,  # drawing.Figure or drawing.Picture
+    figure,  # drawing.Figure or picture_sets.Picture
     drawing: Drawing,
     size: float,  # px of the median symbol
     aspect: float,  # of the whole batch, as `shear` is
@@ -273,7 +273,7 @@ def draw_item(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
     "One figure of a batch, by a hand and with a border of its own."
-    from formula_gan.drawing import photo_faults
+    from formula_gan.faults import photo_faults
     if drawing.sizing == "height": size = size / (figure.size[1] + 0.5)
     hand = random_hand(drawing, size, aspect, shear, rng)
     border = tuple(int(side) for side in rng.integers(drawing.border // 2, 3 * drawing.border // 2 + 1, 4))
@@ -301,14 +301,14 @@ def draw_by_hand(
 # %% ../nbs/04_data.ipynb #7c5ad6a9
 def draw_loose(
     latex: str,  # normal form
-    layout,  # rendering.Layout
+    layout,  # Layout
     profile: Profile,
     size: float,  # relative to the matched size
     seed: int,
     slant: float | None = None,  # as for `draw_by_hand`
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (h, w), ink 255; float32 (tokens, 4) px
     "Print as a profile loosens it, by a random hand, and the boxes of its tokens."
-    from formula_gan.drawing import print_figure
+    from formula_gan.figure_sets import print_figure
     return draw_by_hand(print_figure(latex, layout), profile, size, seed, profile.loose, slant)
 
 # %% ../nbs/04_data.ipynb #5f3189fc
@@ -316,7 +316,7 @@ class FigureStream:
     "Endless batches over figure sets: `stream[step]` is a `Batch` with boxes, always the same one."
     def __init__(
         self,
-        sets,  # of `drawing.FigureSet` or `drawing.PictureSet`, drawn from evenly
+        sets,  # of `figure_sets.FigureSet` or `picture_sets.PictureSet`, drawn from evenly
         vocab: Vocab,
         drawing: Drawing,
         seed: int,
@@ -347,7 +347,7 @@ class FigureStream:
         self.cached = (number, [groups[i] for i in rng.permutation(len(groups))])
         return self.cached[1]
 
-    def figure(self, which: int, n: int, rng: np.random.Generator):  # drawing.Figure or drawing.Picture
+    def figure(self, which: int, n: int, rng: np.random.Generator):  # drawing.Figure or picture_sets.Picture
         "A figure of a set; a written one with some parts and symbols exchanged."
         from formula_gan.exchange import PartPool, SymbolPool, exchange, exchange_parts
         figure = self.sets[which][n]

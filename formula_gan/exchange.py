@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .drawing import Figure, FigureSet
+from .drawing import Figure
+from .figure_sets import FigureSet
 from .tokenizer import ARGUMENTS
 
 # %% ../nbs/03d_exchange.ipynb #ceb6a843

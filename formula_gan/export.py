@@ -107,7 +107,7 @@ class StepGraph(nn.Module):
         "int64 (B,), and the encoder's outputs -> log-probabilities (B,tokens), what becomes of hidden and past"
         scales = [looks[n:n + 4] for n in range(0, len(looks), 4)]
         memories = [Memory(features.flatten(1, 2), keys.flatten(1, 2)[:, None], bias.flatten(1)[:, None],
-                           tuple(bias.shape[1:]), []) for features, keys, bias, _ in scales]
+                           tuple(bias.shape[1:])) for features, keys, bias, _ in scales]
         state = State(hidden[:, None], tuple(past.flatten(1)[:, None] for *_, past in scales))
         gates, asked = self.decoder.gates(token[:, None])
         state, seen, _ = self.decoder.step(gates, state, memories)

@@ -21,7 +21,7 @@ def figure_set(
     **identity,  # what else determines them
 ) -> Stage:  # of a FigureSet
     "The stage of some figures."
-    from formula_gan.drawing import FigureSet
+    from formula_gan.figure_sets import FigureSet
     def build(folder):
         made = FigureSet(figures())
         made.save(folder / "figures.npz")
@@ -32,7 +32,7 @@ def figure_set(
 # %% ../nbs/09aa_figures.ipynb #7975b322
 def ink_figures(run: Run) -> Stage:  # of a FigureSet
     "The training writers' ink."
-    from formula_gan.drawing import ink_figure
+    from formula_gan.figure_sets import ink_figure
     def figures(): return map(ink_figure, corpus(run).product.ink["train"])
     return figure_set(run, "ink", figures, [corpus(run)])
 
@@ -41,9 +41,10 @@ def typeset_all(
     formulas: list[str],  # normal forms
     fonts,  # one for each, or one for all
     run: Run,
-):  # yields (place, formula, rendering.Layout) of those that can be typeset
+):  # yields (place, formula, Layout) of those that can be typeset
     "The formulas' layouts in order."
-    from formula_gan.rendering import Layout, typeset_many
+    from formula_gan.layout import Layout
+    from formula_gan.rendering import typeset_many
     layouts = typeset_many(formulas, fonts, workers=run.profile.workers, progress=run.progress)
     for n, (latex, layout) in enumerate(zip(formulas, layouts)):
         if isinstance(layout, Layout): yield n, latex, layout
@@ -58,7 +59,7 @@ def typeset_figures(
     **identity,  # what else determines the formulas
 ) -> Stage:  # of a FigureSet
     "Formulas in print, or stitched from the training writers' symbols, with print for what nobody wrote."
-    from formula_gan.drawing import print_figure, stitched_figure
+    from formula_gan.figure_sets import print_figure, stitched_figure
     from formula_gan.ink import InkError
     from formula_gan.stitching import SymbolBank
     def figures():
@@ -77,7 +78,7 @@ def pictures(
     source: Stage,  # of an ImageSet whose images have boxes: print, stitched ink, or what a generator wrote
 ) -> Stage:  # of a PictureSet
     "A synthetic set for guided training."
-    from formula_gan.drawing import PictureSet
+    from formula_gan.picture_sets import PictureSet
     def load(folder): return PictureSet(source.product, run.profile.symbol_height)
     return stage(run, "pictures", 1, lambda folder: {}, load, [source], figures="pictures")
 

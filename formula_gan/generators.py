@@ -117,7 +117,7 @@ def loosen_prints(
     run: Run,
 ) -> ImageSet:  # as many images, in print
     "Printed formulas once more, as the profile wants them before its generator rewrites them."
-    from formula_gan.drawing import box_list
+    from formula_gan.picture_sets import box_list
     looks = prints.extra
     layouts = typeset_in_parts(prints.tokens, looks, run.profile.workers, run.progress)
     images, extra = [], []

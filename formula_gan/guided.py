@@ -84,7 +84,7 @@ def guided_optimizer(
 
 # %% ../nbs/07b_guided.ipynb #2e965e30
 def figure_phases(
-    sets,  # of `drawing.FigureSet`, drawn from evenly; a set listed twice is drawn from twice as often
+    sets,  # of `figure_sets.FigureSet`, drawn from evenly; a set listed twice is drawn from twice as often
     vocab: Vocab,
     recipe: GuidedRecipe,
     drawing: Drawing,
@@ -103,7 +103,7 @@ class GuidedParts:
     def __init__(
         self,
         profile: Profile,  # sets symbol height, margin and precision
-        sets,  # of `drawing.FigureSet`, drawn from evenly; a set listed twice is drawn from twice as often
+        sets,  # of `figure_sets.FigureSet`, drawn from evenly; a set listed twice is drawn from twice as often
         vocab: Vocab,
         steps: int,
         seed: int = 0,

@@ -89,7 +89,7 @@ def print_bold(
 
 # %% ../nbs/03e_images.ipynb #5cc6d485
 def print_em(
-    layout,  # rendering.Layout
+    layout,  # Layout
     profile: Profile,
     size: float = 1.0,  # relative to the matched size
 ) -> float:  # px per em
@@ -99,7 +99,7 @@ def print_em(
 
 # %% ../nbs/03e_images.ipynb #4565ec9f
 def draw_print(
-    layout,  # rendering.Layout
+    layout,  # Layout
     profile: Profile,
     size: float = 1.0,  # relative to the matched size
 ) -> np.ndarray:  # float32 (h, w)
@@ -114,7 +114,8 @@ def oracle_heights(
     size: float = 1.0,  # relative to the matched size
 ) -> list[int | None]:  # px; None where the formula cannot be typeset
     "How high `draw_print` would draw each formula at the matched symbol size: at test time, knowledge of the answer."
-    from formula_gan.rendering import Layout, typeset_many
+    from formula_gan.layout import Layout
+    from formula_gan.rendering import typeset_many
     def height(layout):
         em = size * profile.symbol_height / layout.symbol_height
         return max(4, int(np.ceil(layout.height * em + print_bold(profile))) + 2)
@@ -188,8 +189,9 @@ def print_one(
     job: tuple,  # formula, its look, the profile
 ) -> tuple | str:  # uint8 image (h, w) and the boxes of its tokens; or why there is none
     "A formula in print."
-    from formula_gan.drawing import box_list, print_boxes
-    from formula_gan.rendering import RenderError, typeset
+    from formula_gan.picture_sets import box_list, print_boxes
+    from formula_gan.mathjax import RenderError
+    from formula_gan.rendering import typeset
     formula, look, profile = job
     try: layout = typeset(formula, look["font"], look["spacing"])
     except RenderError: return "not typeset"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Z_CAP', 'renew_statistics', 'frozen', 'target_class', 'pooled_l1', 'stroke_change', 'z_term', 'write_fakes',
-           'GanModels', 'recognizer_step', 'verdict_on_generator', 'discriminator_cost', 'content_costs', 'gan_step',
-           'reconstruction_step', 'update_average']
+           'GanModels', 'recognizer_step', 'handed_over', 'hinges', 'adversarial_costs', 'task_costs', 'content_costs',
+           'gan_step', 'reconstruction_step', 'update_average']
 
 # %% ../nbs/06a_losses.ipynb #b0499ca8
 import contextlib, itertools
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import parametrize
 
 from .core import FormulaGanError
 from .data import HANDWRITTEN, Batch
 from .sagan import (Discriminator, Generator, hinge_discriminator, hinge_discriminator_cells,
                                hinge_generator, hinge_generator_cells)
-from .task_model import Recognizer, SymbolJudge
+from .task_model import Recognizer, SymbolJudge, read_loss, run_lessons
 
 # %% ../nbs/06a_losses.ipynb #ef536631
 def renew_statistics(
@@ -26,9 +27,10 @@ def renew_statistics(
 ):
     """Put copies in the place of all running statistics. A backward pass through normalisation in evaluation mode reads
     them where they were at the forward pass, and a training batch in between would have changed them there."""
-    for part in module.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None and buffer.is_floating_point(): part._buffers[name] = buffer.clone()
+    places = [(part, name) for part in module.modules() for name, buffer in part._buffers.items()
+              if buffer is not None and buffer.is_floating_point()]
+    copies = torch._foreach_mul([part._buffers[name] for part, name in places], 1.0) if places else []
+    for (part, name), copy in zip(places, copies): part._buffers[name] = copy
 
 # %% ../nbs/06a_losses.ipynb #796af2ec
 @contextlib.contextmanager
@@ -140,32 +142,81 @@ def recognizer_step(
     "The task loss on one batch: cross-entropy per token, end token included (Eq 7 with a mean instead of its sum)."
     return {name: model.loss(batch.x, batch.mask, batch.ids)}
 
-# %% ../nbs/06a_losses.ipynb #14f526a8
-def verdict_on_generator(
+# %% ../nbs/06a_losses.ipynb #4f66a8a0
+class _Known(torch.autograd.Function):
+    "A loss whose gradients with respect to its inputs are known already."
+    @staticmethod
+    def forward(ctx, loss, count, *parts):
+        ctx.save_for_backward(*parts[count:])
+        return loss.clone()
+    @staticmethod
+    def backward(ctx, grad):
+        known = ctx.saved_tensors
+        return None, None, *(grad * one for one in known), *[None] * len(known)
+
+# %% ../nbs/06a_losses.ipynb #6bebbed4
+def handed_over(
+    loss: torch.Tensor,  # scalar, of copies
+    copies: list,  # leaves that the loss was computed from
+    inputs: list,  # what they are copies of
+) -> torch.Tensor:  # the loss, for the inputs alone
+    "Gradients of a loss now, whatever else is computed from the copies later."
+    gradients = torch.autograd.grad(loss, copies, retain_graph=True)
+    return _Known.apply(loss.detach(), len(inputs), *inputs, *gradients)
+
+# %% ../nbs/06a_losses.ipynb #59ee95b6
+def hinges(
     discriminator: Discriminator,
+    target: Batch,  # real images with their classes
     fake: torch.Tensor,  # (B,1,H,W)
     c: torch.Tensor,  # (B,) wanted class
     source: Batch,  # what the fakes were made from
-) -> torch.Tensor:  # scalar
-    "Eq 2, by the image, or by the cell where the discriminator judges cells. Only the generator learns from it."
-    with frozen(discriminator):
-        if discriminator.cells is None: return hinge_generator(discriminator(fake, c, source.mask).float())
-        return hinge_generator_cells(discriminator.verdicts(fake, c, source.mask, near=source.x))
+    views: list | None = None,  # of the fakes, as for `Discriminator.verdicts`
+) -> tuple[torch.Tensor, torch.Tensor]:  # scalars: Eq 2, Eq 1
+    "By the image, or by the cell where the discriminator judges cells."
+    with parametrize.cached():
+        if discriminator.cells is None:
+            real = discriminator(target.x, target.domain, target.mask).float()
+            made = discriminator(fake, c, source.mask).float()
+            return hinge_generator(made), hinge_discriminator(real, made)
+        real = discriminator.verdicts(target.x, target.domain, target.mask)
+        made = discriminator.verdicts(fake, c, source.mask, near=source.x, views=views)
+        return hinge_generator_cells(made), hinge_discriminator_cells(real, made)
 
-# %% ../nbs/06a_losses.ipynb #c814aba6
-def discriminator_cost(
+# %% ../nbs/06a_losses.ipynb #581d9e22
+def adversarial_costs(
     discriminator: Discriminator,
     target: Batch,  # real images with their classes
-    fake: torch.Tensor,  # (B,1,H,W), detached
+    fake: torch.Tensor,  # (B,1,H,W)
     c: torch.Tensor,  # (B,) wanted class
     source: Batch,  # what the fakes were made from
-) -> torch.Tensor:  # scalar
-    "Eq 1, by the image, or by the cell where the discriminator judges cells."
-    if discriminator.cells is None:
-        return hinge_discriminator(discriminator(target.x, target.domain, target.mask).float(),
-                                   discriminator(fake, c, source.mask).float())
-    return hinge_discriminator_cells(discriminator.verdicts(target.x, target.domain, target.mask),
-                                     discriminator.verdicts(fake, c, source.mask, near=source.x))
+    views: list | None = None,  # of the fakes, where the discriminator looks through a judge
+) -> tuple[torch.Tensor, torch.Tensor]:  # scalars: Eq 2, for the generator alone; Eq 1, for the discriminator alone
+    "Both losses of one look at the fakes."
+    inputs = [fake, *(maps for maps, _ in views or ())]
+    copies = [t.detach().requires_grad_() for t in inputs]
+    seen = views and [(maps, mask) for maps, (_, mask) in zip(copies[1:], views)]
+    on_generator, on_discriminator = hinges(discriminator, target, copies[0], c, source, seen)
+    return handed_over(on_generator, copies, inputs), on_discriminator
+
+# %% ../nbs/06a_losses.ipynb #14668fb0
+def task_costs(
+    task: Recognizer,
+    target: Batch,  # real images, from which the task model learns
+    source: Batch,  # likewise
+    fake: torch.Tensor | None = None,  # (B,1,H,W), made from the sources: only the generator learns from them
+) -> dict:  # scalars "task_target", "task_source" and, with fakes, "task_fake"
+    "Eq 7 on all images, which are encoded batch by batch and taught in one loop over tokens."
+    judged = []
+    if fake is not None:
+        with frozen(task, evaluate=True): judged = [task.lesson(fake, source.mask, source.ids)]
+    lessons = [task.lesson(batch.x, batch.mask, batch.ids) for batch in (target, source)]
+    taught = run_lessons(task.decoder, lessons + judged, learn=2)
+    losses = {name: read_loss(task.decoder.logits(*made[:3]), batch.ids)
+              for name, made, batch in zip(("task_target", "task_source"), taught, (target, source))}
+    if fake is None: return losses
+    with frozen(task.decoder, evaluate=True): logits = task.decoder.logits(*taught[2][:3])
+    return losses | {"task_fake": read_loss(logits, source.ids)}
 
 # %% ../nbs/06a_losses.ipynb #bae1ac00
 def content_costs(
@@ -173,15 +224,13 @@ def content_costs(
     fake: torch.Tensor,  # (B,1,H,W)
     source: Batch,  # what the fakes were made from
     target: Batch,  # real images
-    judge: SymbolJudge | None,  # in place of a task model
+    judge: SymbolJudge | None = None,  # in place of a task model
+    views: list | None = None,  # what the judge sees in the fakes
 ) -> tuple[dict, dict]:  # scalars: of the fakes (to be weighed by lambda), of real images
     "Eq 7 on fakes, for the generator alone, and on real images, for the task model alone; or the judge's verdict."
-    task = models.task
-    on_fakes, on_real = {}, {}
-    if task is not None:
-        with frozen(task, evaluate=True): on_fakes["task_fake"] = task.loss(fake, source.mask, source.ids)
-        on_real = recognizer_step(task, target, "task_target") | recognizer_step(task, source, "task_source")
-    if judge is not None: on_fakes["symbols"] = judge(fake, source)
+    on_real = {} if models.task is None else task_costs(models.task, target, source, fake)
+    on_fakes = {"task_fake": on_real.pop("task_fake")} if on_real else {}
+    if judge is not None: on_fakes["symbols"] = judge(views, source)
     return on_fakes, on_real
 
 # %% ../nbs/06a_losses.ipynb #6721eb6f
@@ -200,8 +249,12 @@ def gan_step(
 ) -> tuple[dict, torch.Tensor]:  # scalar losses, the key "total" to be minimised; the fakes (B,1,H,W), detached
     "All players' losses on one batch (Eqs 1, 2, 8, 9); each reaches the parameters of one player only."
     fake, other = write_fakes(models.generator, source, z, c, second if z_reward else None)
-    losses = {"g_hinge": verdict_on_generator(models.discriminator, fake, c, source)}
-    total = losses["g_hinge"]
+    seen = models.discriminator.seen
+    looking = judge if seen is None else seen.judge[0]
+    views = looking and looking.views(fake, source.mask)
+    mine, theirs = adversarial_costs(models.discriminator, target, fake, c, source, views if seen is not None else None)
+    losses = {"g_hinge": mine, "d_hinge": theirs}
+    total = losses["g_hinge"] + losses["d_hinge"]
     if l1_anchor:
         losses["anchor"] = pooled_l1(fake, source.x, source.mask, anchor_size)
         total = total + l1_anchor * losses["anchor"]
@@ -209,13 +262,11 @@ def gan_step(
         losses["z_term"] = z_term(fake[:len(other)], other, z[:len(other)], second)
         total = total + z_reward * losses["z_term"]
     if lambda_:
-        on_fakes, on_real = content_costs(models, fake, source, target, judge)
+        on_fakes, on_real = content_costs(models, fake, source, target, judge, views)
         losses |= on_fakes | on_real
         for loss in on_fakes.values(): total = total + lambda_ * loss
         for loss in on_real.values(): total = total + loss
-    fake = fake.detach()
-    losses["d_hinge"] = discriminator_cost(models.discriminator, target, fake, c, source)
-    return losses | {"total": total + losses["d_hinge"]}, fake
+    return losses | {"total": total}, fake.detach()
 
 # %% ../nbs/06a_losses.ipynb #ce63947c
 def reconstruction_step(
@@ -234,10 +285,9 @@ def reconstruction_step(
     p = fake.float().clamp(1e-6, 1 - 1e-6)
     cost = -(x * p.log() + (1 - x) * (1 - p).log()) * source.mask
     losses = {"copy": cost.sum() / source.mask.sum()}
-    losses["d_hinge"] = discriminator_cost(models.discriminator, target, source.x, 1 - source.domain, source)
+    _, losses["d_hinge"] = hinges(models.discriminator, target, source.x, 1 - source.domain, source)
     if lambda_ and models.task is not None:
-        losses |= recognizer_step(models.task, target, "task_target")
-        losses |= recognizer_step(models.task, source, "task_source")
+        losses |= task_costs(models.task, target, source)
     return losses | {"total": sum(losses.values())}, fake.detach()
 
 # %% ../nbs/06a_losses.ipynb #4f5dcc20

@@ -14,13 +14,14 @@ import numpy as np
 
 from .core import FormulaGanError, Profile, data_file, derive_seed
 from .corpora import Corpus, clean_formulas, demo_formulas, wikipedia_normal_forms
-from .ink import CROHME_FOLDERS, Ink, writer_key
-from .scans import caption_key, folder_members, parse_captions, read_member
+from .ink import Ink, writer_key
+from .ink_files import CROHME_FOLDERS
+from .captions import caption_key, folder_members, parse_captions, read_member
 from .tokenizer import TokenizeError, Vocab, normalize
 
 # %% ../nbs/04b_own_ink.ipynb #2b52948d
 def ink_captions(
-    members: dict,  # of `scans.folder_members`
+    members: dict,  # of `captions.folder_members`
     names: list[str],  # of the InkML files among them
 ) -> tuple[dict, list[str]]:  # name of a file without its ending -> LaTeX; why a text is no caption file
     "The captions of all caption files; raises `FormulaGanError` where two of them disagree."

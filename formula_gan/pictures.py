@@ -15,7 +15,8 @@ from PIL import Image, ImageColor
 
 from .core import FormulaGanError, cast_value, derive_seed
 from .data import scale_image
-from .drawing import fault_unit, paper_lines, patches, photo_faults, slant_of
+from .drawing import slant_of
+from .faults import fault_unit, paper_lines, patches, photo_faults
 from .scans import clean_ink, pen_width
 
 # %% ../nbs/07d_pictures.ipynb #9e5c6cb7
@@ -54,7 +55,7 @@ class Look:
     ink_colour: str = ""  # a CSS name or #rrggbb; empty: black
     paper_colour: str = ""  # empty: white
     paper: str = ""  # one of `PAPERS`; empty: blank
-    faults: bool = False  # shadow, perspective and the faults of `drawing.photo_faults`
+    faults: bool = False  # shadow, perspective and the faults of `faults.photo_faults`
 
     def __post_init__(self):
         for name, value in _checked_look(vars(self)).items(): object.__setattr__(self, name, value)

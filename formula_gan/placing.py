@@ -10,7 +10,9 @@ import difflib, functools
 
 import numpy as np
 
-from .rendering import Layout, RenderError, typeset
+from .layout import Layout
+from .mathjax import RenderError
+from .rendering import typeset
 from .tokenizer import ARGUMENTS, OPTIONAL, TAKES_LIMITS
 
 # %% ../nbs/02a_placing.ipynb #18918e7e

@@ -232,9 +232,10 @@ class DiscriminatorPasses(nn.Module):
 # %% ../nbs/05_sagan.ipynb #ba340537
 class CellJudging(DiscriminatorPasses):
     "A discriminator that can also judge cell by cell."
-    def verdicts(self, x, c, mask=None, near=None, whole=False):
+    def verdicts(self, x, c, mask=None, near=None, whole=False, views=None):
         """Pairs of logits and weights, float32 (B,1,h,w), of the last two maps, both 0 at padding; with `whole`, of the
-        image as well, (B,1,1,1). near like x: more ink near which cells count in full, such as a fake's source."""
+        image as well, (B,1,1,1). near like x: more ink near which cells count in full, such as a fake's source. views:
+        what `seen` would see in x, where that is known."""
         if self.cells is None: raise FormulaGanError("this discriminator judges whole images: make it with cells=True")
         check_inputs(x, c, mask, self.num_classes)
         near = verdict_ink(x, near)
@@ -244,7 +245,8 @@ class CellJudging(DiscriminatorPasses):
         for i, verdict in zip((2, 3), self.cells):
             logits = masked(self.gain * verdict(maps[i], c), masks[i + 1])
             judged.append((logits, cell_weights(ink, masks[i + 1], self.fold * 2 ** (i + 1))))
-        if self.seen is not None: judged += [(self.gain * logits, own) for logits, own in self.seen(x, c, mask, near)]
+        if self.seen is not None:
+            judged += [(self.gain * logits, own) for logits, own in self.seen(x, c, mask, near, views)]
         if not whole: return judged
         logits = self.pooled(maps[3], c, masks[4]).view(-1, 1, 1, 1)
         return [*judged, (logits, torch.ones_like(logits))]

@@ -18,7 +18,7 @@ from .data import ImageSet, collate, pad_margin
 from .evaluation import score_columns
 from .reading import trained_profile
 from .recognizers import read_images
-from .scans import read_test_set
+from .captions import read_test_set
 from .search import BEAM_SIZE
 from .task_model import THREE_SIZES
 
@@ -36,7 +36,7 @@ class TestScores:
 
 # %% ../nbs/09ad_scoring.ipynb #12530522
 def gather_scores(
-    test_set,  # scans.TestSet
+    test_set,  # captions.TestSet
     read: dict,  # place of an item -> what was read there
     vocab,  # of the recogniser
 ) -> TestScores:

@@ -228,12 +228,12 @@ def image_sets(run: Run) -> Stage:  # of `Images`
 # %% ../nbs/09a_stages.ipynb #49cba115
 def draw_stitched(
     ink,  # ink.Ink, stitched from the layout
-    layout,  # rendering.Layout of its formula
+    layout,  # Layout of its formula
     size: float,  # of the print, relative to the run's symbol height
     run: Run,
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 image (h, w), ink 255; boxes of its tokens, px
     "Stitched ink with one pen, a tenth of a symbol wide."
-    from formula_gan.drawing import ink_boxes
+    from formula_gan.picture_sets import ink_boxes
     from formula_gan.placing import print_tokens
     image = np.uint8(np.round(255 * draw_ink(ink, run.profile, size)))
     token = print_tokens(ink.latex, layout)[[symbol.place for symbol in ink.symbols]]
@@ -248,9 +248,11 @@ def stitch_prints(
 ) -> ImageSet:  # `extra` holds each image's place among the prints as `number`; what the bank cannot write is left out
     """Printed formulas once more, in ink stitched from a bank's symbols, as large as the print, with the boxes of its
     tokens."""
-    from formula_gan.drawing import box_list, ink_figure
+    from formula_gan.figure_sets import ink_figure
+    from formula_gan.picture_sets import box_list
     from formula_gan.ink import InkError
-    from formula_gan.rendering import Layout, typeset_many
+    from formula_gan.layout import Layout
+    from formula_gan.rendering import typeset_many
     from formula_gan.stitching import stitch
     from tqdm import tqdm
     layouts = typeset_many(prints.tokens, "mathnormal", workers=run.profile.workers, progress=run.progress)
@@ -275,7 +277,7 @@ def drawn_by_hands(
     run: Run,
 ) -> ImageSet:
     "The same ink, each with a pen and a slant of its own, as training draws it: pen ink has no thickness of its own."
-    from formula_gan.drawing import ink_figure
+    from formula_gan.figure_sets import ink_figure
     def drawn(extra):
         seed = derive_seed("hand", run.seed, extra["id"])
         return draw_by_hand(ink_figure(inks[extra["id"]]), run.profile, 1.0, seed)[0]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['cells_touched', 'attention_loss', 'symbols_in_cells', 'symbol_loss', 'check_images', 'common_ids', 'copy_weights',
-           'EncoderDecoder', 'Hypothesis', 'guidance', 'begin_views', 'Learner', 'Recognizer', 'count_runaways',
-           'SymbolJudge', 'save_recognizer', 'load_recognizer', 'Cells', 'CoverageAttention', 'Decoder', 'DenseBlock',
-           'DenseLayer', 'Encoder', 'Memory', 'NormReLU', 'Position', 'RecognizerConfig', 'State', 'THREE_SIZES',
-           'Views', 'WideBlock', 'WideEncoder', 'WideLayer', 'advance', 'at_size', 'gru', 'teach']
+           'EncoderDecoder', 'Hypothesis', 'guidance', 'begin_views', 'read_loss', 'Learner', 'Recognizer',
+           'count_runaways', 'SymbolJudge', 'save_recognizer', 'load_recognizer', 'Cells', 'CoverageAttention',
+           'Decoder', 'DenseBlock', 'DenseLayer', 'Encoder', 'Memory', 'NormReLU', 'Position', 'RecognizerConfig',
+           'State', 'THREE_SIZES', 'Views', 'WideBlock', 'WideEncoder', 'WideLayer', 'advance', 'at_size', 'gru',
+           'run_lessons', 'teach']
 
 # %% ../nbs/06_task_model.ipynb #96e55c0e
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import FormulaGanError, load_weights, save_weights
-from .decoder import (THREE_SIZES, CoverageAttention, Decoder, Memory, Position, State, Views, advance,
-                                 at_size, gru, teach)
+from .decoder import (THREE_SIZES, CoverageAttention, Decoder, Lesson, Memory, Position, State, Views,
+                                 advance, at_size, exactly, gru, prepare, run_lessons, teach)
 from .encoder import (Cells, DenseBlock, DenseLayer, Encoder, NormReLU, RecognizerConfig, WideBlock,
                                  WideEncoder, WideLayer)
 from .search import BEAM_SIZE, Grammar, beam_search
@@ -30,7 +31,7 @@ from .tokenizer import PAD, Vocab
 # the parts of a recogniser can be had from here as well
 _all_ = ["Cells", "CoverageAttention", "Decoder", "DenseBlock", "DenseLayer", "Encoder", "Memory", "NormReLU",
          "Position", "RecognizerConfig", "State", "THREE_SIZES", "Views", "WideBlock", "WideEncoder", "WideLayer",
-         "advance", "at_size", "gru", "teach"]
+         "advance", "at_size", "gru", "run_lessons", "teach"]
 
 # %% ../nbs/06_task_model.ipynb #64c1e9c7
 def cells_touched(
@@ -155,10 +156,13 @@ class EncoderDecoder(nn.Module):
         return self.encoder(x, torch.ones_like(x) if mask is None else mask)
 
     def memories(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[list[Memory], State]:
-        """What the decoder starts from. Of its loop only the attention's scores follow the encoder's precision; the
-        rest is too small to gain."""
+        "What the decoder starts from."
         scales = self.encode(x, mask)
-        with torch.autocast(x.device.type, enabled=False): return self.decoder.begin(scales)
+        with exactly(x): return self.decoder.begin(scales)
+
+    def lesson(self, x: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor) -> Lesson:
+        "Images and their tokens, as for `forward`, ready to be taught with others in one loop."
+        return prepare(self.decoder, self.encode(x, mask), ids)
 
     def forward(
         self,
@@ -202,6 +206,14 @@ def begin_views(
     if not sizes or min(sizes) <= 0: raise FormulaGanError(f"sizes={tuple(sizes)} must be above 0, one at least")
     return Views([Position(network.decoder, *network.memories(*at_size(x, mask, size))) for size in sizes])
 
+# %% ../nbs/06_task_model.ipynb #febcac3a
+def read_loss(
+    logits: torch.Tensor,  # (B, T-1, tokens)
+    ids: torch.Tensor,  # int64 (B,T), start ... end, padded
+) -> torch.Tensor:  # scalar
+    "Cross-entropy averaged over all tokens of the batch, end tokens included (Eq 7, its sum replaced by a mean)."
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD)
+
 # %% ../nbs/06_task_model.ipynb #f5dc8b2f
 class Learner(EncoderDecoder):
     "The network with what it is taught by."
@@ -222,8 +234,7 @@ class Learner(EncoderDecoder):
         guidance is needed to read."""
         scales = self.encode(x, mask)
         logits, looks = teach(self.decoder, scales, ids)
-        read = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=PAD)
-        return {"read": read} | guidance(self, scales, looks, ids[:, 1:], boxes)
+        return {"read": read_loss(logits, ids)} | guidance(self, scales, looks, ids[:, 1:], boxes)
 
 # %% ../nbs/06_task_model.ipynb #949296dc
 class Recognizer(Learner):
@@ -239,7 +250,7 @@ class Recognizer(Learner):
 
     def loss(self, x: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
         "Cross-entropy averaged over all tokens of the batch, end tokens included (Eq 7, its sum replaced by a mean)."
-        return self.token_nll(x, mask, ids).sum() / (ids[:, 1:] != PAD).sum()
+        return read_loss(self(x, mask, ids)[0], ids)
 
     @torch.no_grad()
     def decode(
@@ -255,7 +266,7 @@ class Recognizer(Learner):
         for name, value in (("beam_size", beam_size), ("max_length", max_length)):
             if value < 1: raise FormulaGanError(f"{name}={value} must be at least 1")
         views = begin_views(self, x, mask, sizes)
-        with torch.autocast(x.device.type, enabled=False):
+        with exactly(x):
             grammar = self.grammar if valid else None
             found = beam_search(advance, views, beam_size, len(x), max_length, x.device, grammar)
         return [Hypothesis(self.vocab.decode(i), s) for i, s in zip(found.ids.tolist(), found.score.tolist())]
@@ -280,7 +291,8 @@ class SymbolJudge(nn.Module):
         rest: float = 0.1,  # weight of cells where no symbol has its centre
     ):
         super().__init__()
-        if model.symbols is None: raise FormulaGanError("a judge needs a recogniser with a symbol map")
+        if model.symbols is None or not model.config.wide:
+            raise FormulaGanError("a judge needs a wide recogniser with a symbol map")
         self.model = model.eval().requires_grad_(False)
         self.scale = scale
         self.rest = rest
@@ -293,17 +305,20 @@ class SymbolJudge(nn.Module):
         "Images (B,1,H,W) at the size that the recogniser knows."
         return F.interpolate(x.float(), scale_factor=self.scale, mode="bilinear", antialias=True)
 
+    def views(self, x: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        "What it sees in images (B,1,H,W): its encoder's maps and their masks, `WideEncoder.maps`."
+        return self.model.encoder.maps(self.smaller(x), (self.smaller(mask) > 0.5).float())
+
     def forward(
         self,
-        x: torch.Tensor,  # float32 (B,1,H,W)
-        batch,  # Batch, its mask, ids and boxes; tokens that the model does not know have no part in it
+        views: list[tuple[torch.Tensor, torch.Tensor]],  # of the images
+        batch,  # Batch, its ids and boxes; tokens that the model does not know have no part in it
     ) -> torch.Tensor:  # scalar, `symbol_loss`
-        x, mask = self.smaller(x), self.smaller(batch.mask)
         ids = self.known[batch.ids[:, 1:]]
         boxes = torch.where((ids == PAD)[..., None], torch.nan, batch.boxes * self.scale)
-        [(rows, cells)] = self.model.encode(x, (mask > 0.5).float())
-        named = cells.maps(self.model.symbols(rows)).float()
-        return symbol_loss(named, cells.mask, ids, boxes, self.model.config.stride, self.rest)
+        maps, mask = views[-1]
+        named = self.model.symbols(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
+        return symbol_loss(named, mask, ids, boxes, self.model.config.stride, self.rest)
 
 # %% ../nbs/06_task_model.ipynb #beff8e11
 def save_recognizer(

@@ -26,8 +26,7 @@ from .recipes import (RECIPES, THIN, WIDEST, PhasedStream, Recipe, by_device, co
                                  recipe_streams, small_recognizer)
 from .sagan import (CellVerdict, Discriminator, Generator, cell_weights, conv, masked, save_generator,
                                standing_statistics)
-from .task_model import (Recognizer, RecognizerConfig, SymbolJudge, WideEncoder, load_recognizer,
-                                    save_recognizer)
+from .task_model import Recognizer, RecognizerConfig, SymbolJudge, load_recognizer, save_recognizer
 from .tokenizer import PAD, Vocab
 from .trainer import (GanModels, gan_step, recognizer_step, reconstruction_step, seed_everything_for,
                                  target_class, update_average)
@@ -133,13 +132,12 @@ class SeenVerdicts(nn.Module):
 
     def __init__(
         self,
-        judge: SymbolJudge,  # of a recogniser with the network "wide"
+        judge: SymbolJudge,
         num_classes: int = 2,
         channels: int = 64,  # of the heads
     ):
         super().__init__()
         encoder = judge.model.encoder
-        if not isinstance(encoder, WideEncoder): raise FormulaGanError("verdicts need the encoder of a wide recogniser")
         self.judge = (judge,)  # no part of this module: it is not trained, nor in a checkpoint
         widths = (encoder.transition[0].out_channels, encoder.channels[0])
         self.heads = nn.ModuleList(nn.Sequential(conv(width, channels), nn.LeakyReLU(0.2), conv(channels, channels))
@@ -152,12 +150,13 @@ class SeenVerdicts(nn.Module):
         c: torch.Tensor,  # (B,) int64
         mask: torch.Tensor | None,  # like x
         ink: torch.Tensor,  # like x: near this, cells count in full
+        views: list | None = None,  # what the judge sees in x, where that is known
     ) -> list:  # pairs of logits and weights, float32 (B,1,h,w)
         [judge] = self.judge
-        x, ink, mask = (judge.smaller(t) for t in (x, ink, torch.ones_like(x) if mask is None else mask))
-        scales = judge.model.encoder.maps(x, (mask > 0.5).float())
+        ink = judge.smaller(ink)
+        if views is None: views = judge.views(x, torch.ones_like(x) if mask is None else mask)
         judged = []
-        for (maps, cells), head, last, size in zip(scales, self.heads, self.last, (4, 8)):
+        for (maps, cells), head, last, size in zip(views, self.heads, self.last, (4, 8)):
             inner = masked(head[0](maps), cells)  # so that a verdict does not depend on padding
             judged.append((masked(last(head[1:](inner), c), cells), map_weights(ink, cells, size)))
         return judged

@@ -14,7 +14,7 @@ from .symbols import *  # so that every table can be imported from here, and Voc
 # %% ../nbs/01_tokenizer.ipynb #aaa63509
 def _expanded(latex: str, spelled: str, reason: str, position: int) -> list:
     "The tokens of a formula after the typesetter has expanded its macros; else an error for `reason` at `position`."
-    from formula_gan.rendering import RenderError, expand  # the room above: it loads a JavaScript engine
+    from formula_gan.mathjax import RenderError, expand  # the room above: it loads a JavaScript engine
     try: text = expand(spelled)
     except RenderError as error: raise error_at(str(error), latex, position) from None
     if text == spelled: raise error_at(reason, latex, position)

@@ -6,9 +6,9 @@
 __all__ = ['seed_everything_for', 'join_processes', 'summed', 'place', 'average_gradients', 'update', 'ignore_signals',
            'batch_loader', 'stop_on_signal', 'read_checkpoint', 'continue_optimizer', 'Checkpoint', 'Log',
            'mean_losses', 'first_failure', 'refuse_failure', 'Journal', 'Training', 'export_weights', 'save_sheet',
-           'validate', 'do_what_is_due', 'finish', 'Trainer', 'GanModels', 'Z_CAP', 'discriminator_cost', 'frozen',
+           'validate', 'do_what_is_due', 'finish', 'Trainer', 'GanModels', 'Z_CAP', 'adversarial_costs', 'frozen',
            'gan_step', 'pooled_l1', 'recognizer_step', 'reconstruction_step', 'renew_statistics', 'stroke_change',
-           'target_class', 'update_average', 'verdict_on_generator', 'write_fakes', 'z_term']
+           'target_class', 'update_average', 'write_fakes', 'z_term']
 
 # %% ../nbs/07_trainer.ipynb #d42cb151
 import contextlib, csv, math, signal, threading, time, warnings
@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from .core import FormulaGanError, atomic_path, derive_seed, identity_text, mixed_precision
 from .data import packed
-from .losses import (Z_CAP, GanModels, discriminator_cost, frozen, gan_step, pooled_l1, recognizer_step,
+from .losses import (Z_CAP, GanModels, adversarial_costs, frozen, gan_step, pooled_l1, recognizer_step,
                                 reconstruction_step, renew_statistics, stroke_change, target_class, update_average,
-                                verdict_on_generator, write_fakes, z_term)
+                                write_fakes, z_term)
 
 # the losses can be had from here as well
-_all_ = ["GanModels", "Z_CAP", "discriminator_cost", "frozen", "gan_step", "pooled_l1", "recognizer_step",
-         "reconstruction_step", "renew_statistics", "stroke_change", "target_class", "update_average",
-         "verdict_on_generator", "write_fakes", "z_term"]
+_all_ = ["GanModels", "Z_CAP", "adversarial_costs", "frozen", "gan_step", "pooled_l1", "recognizer_step",
+         "reconstruction_step", "renew_statistics", "stroke_change", "target_class", "update_average", "write_fakes",
+         "z_term"]
 
 # %% ../nbs/07_trainer.ipynb #1b79d0f9
 def seed_everything_for(
@@ -92,9 +92,10 @@ def update(
     for module in task.modules.values(): module.train()
     for optimizer in task.optimizers.values(): optimizer.zero_grad(set_to_none=True)
     with mixed_precision(task.profile, task.device): losses = task.step(batch, step, draw)
-    losses.pop("objective", losses["total"]).backward()
-    for optimizer in task.optimizers.values():
-        weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    learning = [[p for group in o.param_groups for p in group["params"]] for o in task.optimizers.values()]
+    losses.pop("objective", losses["total"]).backward(inputs=[p for own in learning for p in own])
+    for optimizer, own in zip(task.optimizers.values(), learning):
+        weights = [p for p in own if p.grad is not None]
         average_gradients(weights, accelerator)
         if not weights: continue
         torch.nn.utils.clip_grad_norm_(weights, task.clip)

@@ -20,12 +20,14 @@ from .core import (FormulaGanError, Profile, cast_value, derive_seed, mixed_prec
                               progress_bar)
 from .data import (HANDWRITTEN, PRINTED, Drawing, ImageSet, draw_loose, draw_print, margin, ordered_batches,
                               print_bold, proportions, random_hand)
-from .drawing import Figure, leaning, stitched_figure
+from .drawing import Figure, leaning
+from .figure_sets import stitched_figure
 from .pictures import Look, change_pen, enlarge, picture, svg
 from .reading import trained_profile
 from .rendering import FONTS, typeset_many
 from .sagan import Generator, load_generator
-from .stitching import SymbolBank, read_bank
+from .ink_files import read_bank
+from .stitching import SymbolBank
 from .tokenizer import TokenizeError, Vocab, normalize
 
 # %% ../nbs/07e_writing.ipynb #1d891d9e
@@ -119,7 +121,7 @@ LARGEST_AREA = 2_560_000  # px of an image with its margin
 
 
 def check_area(
-    layout,  # rendering.Layout
+    layout,  # Layout
     item: Item,
     profile: Profile,
 ):
@@ -133,7 +135,7 @@ def check_area(
 
 # %% ../nbs/07e_writing.ipynb #a3615a85
 def print_item(
-    layout,  # rendering.Layout
+    layout,  # Layout
     item: Item,
     profile: Profile,
     latex: str,  # its normal form
@@ -167,7 +169,7 @@ def typeset_items(
     profile: Profile,
     workers: int = 1,  # processes that typeset
     vocab: Vocab | None = None,  # formulas with other symbols are left out
-) -> tuple[dict[int, tuple], dict[int, str]]:  # (normal form, rendering.Layout) by place in `items`; reasons by place
+) -> tuple[dict[int, tuple], dict[int, str]]:  # (normal form, Layout) by place in `items`; reasons by place
     "Typeset items in their fonts; an item that cannot be typeset, or is too large, has a reason instead."
     forms, reasons = normal_forms(items, vocab)
     fonts = [items[i].font for i in forms]
@@ -220,7 +222,7 @@ def check_writer(
 # %% ../nbs/07e_writing.ipynb #95a9b0bc
 def stitch_item(
     latex: str,  # normal form
-    layout,  # rendering.Layout
+    layout,  # Layout
     item: Item,
     bank: SymbolBank,
 ) -> Figure:

@@ -393,9 +393,10 @@ def test_write(weights, tmp_path, capsys):
 
 
 def test_style_of_a_sample(weights, tmp_path, capsys):
-    from formula_gan.drawing import Hand, ink_figure, leaning
+    from formula_gan.drawing import Hand, leaning
+    from formula_gan.figure_sets import ink_figure
     from formula_gan.pictures import sample_look
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     figure = ink_figure(demo_inks(["k + b = h"], writers=1, seed=2)[0])
     drawn = figure.draw(leaning(Hand(40, 0.1), figure, 0.2), np.random.default_rng(0), (9, 9, 9, 9))[0]
     Image.fromarray(255 - drawn).save(tmp_path / "sample.png")
@@ -417,7 +418,7 @@ def test_style_of_a_sample(weights, tmp_path, capsys):
 
 def test_synthesize_from_ink(weights, tmp_path, capsys):
     from formula_gan.ink import write_inkml
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     (tmp_path / "ink").mkdir()
     (tmp_path / "ink" / "1.inkml").write_bytes(write_inkml(demo_inks(["x + 1"])[0]))
     (tmp_path / "f.txt").write_text("x + 1\n1 + y\n")

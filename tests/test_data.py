@@ -34,7 +34,8 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 
 def figure_stream(seed=0, area=30_000):
-    from formula_gan.drawing import FigureSet, make_figure
+    from formula_gan.drawing import make_figure
+    from formula_gan.figure_sets import FigureSet
     rng = np.random.default_rng(1)
     figures = []
     for n in range(150):

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formula_gan.ink import (CROHME_FOLDERS, Ink, InkError, Symbol, evenly_along, ink_tokens, parse_trace, rasterize,
-                             rasterize_many, read_crohme, read_inkml, stroke_symbol_height, symbol_label, write_inkml,
-                             writer_key)
+from formula_gan.ink import (Ink, InkError, Symbol, evenly_along, ink_tokens, rasterize, rasterize_many, read_inkml,
+                             stroke_symbol_height, symbol_label, write_inkml, writer_key)
+from formula_gan.ink_files import CROHME_FOLDERS, read_crohme
+from formula_gan.inkml import parse_trace
 
 HEAD = '<ink xmlns="http://www.w3.org/2003/InkML">'
 GOOD = (HEAD + '<annotation type="truth">$a&lt;b$</annotation><annotation type="writer">w</annotation>'
@@ -361,7 +362,7 @@ def test_real_ink_is_drawn_at_height_64(crohme):
 
 @pytest.mark.real_data
 def test_estimated_symbol_height_agrees_with_the_marked_symbols(crohme):
-    from formula_gan.rendering import symbol_height
+    from formula_gan.layout import symbol_height
     ratios = []
     for ink in crohme["train"][0][::10]:
         spans = [np.concatenate([ink.strokes[i] for i in s.strokes]) for s in ink.symbols if s.label != r"\sqrt"]

@@ -10,7 +10,7 @@ from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import demo_formulas
 from formula_gan.ink import write_inkml
 from formula_gan.own_ink import hold_out, labelled_inks, own_corpus, read_own_ink
-from formula_gan.stitching import demo_inks
+from formula_gan.demo_hands import demo_inks
 
 TINY = [word for pair in ("synthetic_images=24", "printed_formulas=24", "gan_iterations=1", "warmup_iterations=1",
                           "updates=4", "workers=1") for word in ("--set", pair)]

@@ -8,10 +8,10 @@ from PIL import Image
 
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import draw_ink
-from formula_gan.drawing import paper_lines, photo_faults
+from formula_gan.faults import paper_lines, photo_faults
 from formula_gan.pictures import Look, change_pen, colour, enlarge, outlines, path_data, picture, svg
 from formula_gan.rendering import draw_svg
-from formula_gan.stitching import demo_inks
+from formula_gan.demo_hands import demo_inks
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def table(tmp_path_factory):
     """The table on demo ink, some formulas of which a second writer wrote too, drawn at the size that the shipped
     networks know."""
     from formula_gan import realism, stages
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     patch = pytest.MonkeyPatch()
     patch.setenv("FORMULA_GAN_CACHE", str(tmp_path_factory.mktemp("cache")))
     profile = get_profile("demo", height=64, symbol_height=12, synthetic_images=4, printed_formulas=4, workers=1)

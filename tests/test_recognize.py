@@ -62,7 +62,7 @@ def test_command(page, novice, tmp_path, capsys):
 def test_ink_and_lists_are_read(novice, tmp_path, capsys, monkeypatch):
     "InkML by itself, in a folder, in a list of paths, and in one on standard input."
     from formula_gan.ink import write_inkml
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ink").mkdir()
     (tmp_path / "ink" / "a.inkml").write_bytes(write_inkml(demo_inks(["x + 1"], seed=0)[0]))

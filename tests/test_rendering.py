@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formula_gan import rendering
-from formula_gan.rendering import (FONTS, Layout, RenderError, RenderStyle, draw, draw_svg, render, render_many,
-                                   sample_style, symbol_height, typeset, typeset_many)
+from formula_gan import mathjax, rendering
+from formula_gan.layout import Layout, symbol_height
+from formula_gan.mathjax import RenderError
+from formula_gan.rendering import (FONTS, RenderStyle, draw, draw_svg, render, render_many, sample_style, typeset,
+                                   typeset_many)
 
 FORMULAS = [
     r"x ^ { 2 } + \frac { a } { b }",
@@ -65,7 +67,7 @@ def test_glyphs_and_rules_account_for_all_ink(latex):
 def test_flattened_outlines_draw_what_the_typesetter_drew(latex):
     if "array" in latex or "boxed" in latex: pytest.skip("the width of these lines is in the typesetter's style sheet")
     em = 50
-    svg = rendering._ask_engine("typeset", latex, "", 0.0, True)
+    svg = mathjax.ask_mathjax("typeset", latex, "", 0.0, True)
     layout = typeset(latex)
     original = svg[svg.index("<g"):svg.rindex("</svg>")].replace("currentColor", "#000").replace('"blue"', '"none"')
     ours = draw(layout, em, 4)
@@ -260,7 +262,7 @@ def test_bad_arguments_are_named(arguments):
 
 
 def test_a_formula_that_hangs_is_stopped_and_the_next_one_is_set(monkeypatch):
-    monkeypatch.setattr(rendering, "_MAX_SECONDS", 1.0)
+    monkeypatch.setattr(mathjax, "_MAX_SECONDS", 1.0)
     a = r"\def\a#1{\frac{#1}{#1}}" + r"\a{" * 16 + "x" + "}" * 16
     start = time.time()
     with pytest.raises(RenderError, match="longer than 1 s|more than .* MB"): typeset(a)
@@ -271,13 +273,13 @@ def test_a_formula_that_hangs_is_stopped_and_the_next_one_is_set(monkeypatch):
 
 def test_a_machine_too_busy_to_answer_in_time_is_asked_again(monkeypatch):
     from py_mini_racer import JSTimeoutException
-    ready = rendering._ready_engine
+    ready = mathjax._ready_engine
     asked = []
     def busy():
         asked.append(1)
         if len(asked) < 3: raise JSTimeoutException
         return ready()
-    monkeypatch.setattr(rendering, "_ready_engine", busy)
+    monkeypatch.setattr(mathjax, "_ready_engine", busy)
     assert typeset("x").glyphs[0].char == "x" and len(asked) == 3
 
 
@@ -321,8 +323,9 @@ def test_render_many_gives_each_formula_its_style():
 
 def test_scripts_without_a_main_guard_are_told(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from formula_gan.rendering import *\ntry: typeset_many(['x'] * 200, workers=2, progress=False)\n"
-                      "except RenderError as error: print('told:', error)\n")
+    script.write_text("from formula_gan import rendering\n"
+                      "try: rendering.typeset_many(['x'] * 200, workers=2, progress=False)\n"
+                      "except rendering.RenderError as error: print('told:', error)\n")
     env = {**os.environ, "PYTHONPATH": str(Path(rendering.__file__).parents[1])}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, timeout=100)
     assert done.returncode == 0 and "told: worker processes could not run" in done.stdout.splitlines()[-1]
@@ -346,7 +349,7 @@ def test_a_forked_process_is_told_instead_of_hanging():
 
 
 def test_importing_loads_neither_engine_nor_torch():
-    code = ("import sys, formula_gan.rendering as r; assert r._engine is None; "
+    code = ("import sys, formula_gan.mathjax as m, formula_gan.rendering; assert m._engine is None; "
             "assert not {'torch', 'py_mini_racer', 'fastcore'} & set(sys.modules)")
     environment = {**os.environ, "PYTHONPATH": str(Path(rendering.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -1,7 +1,7 @@
 """Whatever comes in, a result or one line of error comes out, in time and in memory.
 
 Limits, for every case: 10 seconds of processor time (the typesetter's own limit is 8), and 1 GB more than the process
-held before. Each group runs some hundred cases; `--slow` makes them 12,000 together.
+held before. Each group runs some hundred cases; `--slow` makes them 22,000 together.
 """
 import io
 import random
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formula_gan.captions import read_test_set
 from formula_gan.commands import picture_files
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import demo_formulas
@@ -19,9 +20,10 @@ from formula_gan.evaluation import evaluate, normalized, pair_lines, worst_first
 from formula_gan.files import numbered_formulas, read_lines
 from formula_gan.grammar import COMMANDS
 from formula_gan.ink import Ink, InkError, rasterize, read_inkml, write_inkml
+from formula_gan.mathjax import RenderError
 from formula_gan.own_ink import labelled_inks
-from formula_gan.rendering import RenderError, render
-from formula_gan.scans import prepare_image, read_test_set
+from formula_gan.rendering import render
+from formula_gan.scans import prepare_image
 from formula_gan.symbols import SYMBOLS
 from formula_gan.tokenizer import TokenizeError, normalize, tokenize
 

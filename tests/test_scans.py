@@ -10,8 +10,9 @@ from PIL import Image
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.data import draw_ink, oracle_heights
 from formula_gan.ink import Ink, rasterize
+from formula_gan.captions import read_test_set
 from formula_gan.scans import (dark_margin, drop_frame, drop_rules, find_ink, has_light_ink, paper_level, pen_width,
-                               prepare_image, read_test_set, thicken)
+                               prepare_image, thicken)
 
 LAPTOP = get_profile("laptop")
 INK = Ink("xx=", tuple(np.array(s, "float32") for s in (
@@ -258,7 +259,7 @@ def test_pen_width():
 
 @pytest.fixture
 def ink():
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     return demo_inks([r"\frac { a } { b } + x ^ { 2 }"], writers=1)[0]
 
 

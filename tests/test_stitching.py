@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formula_gan.ink import Ink, InkError, Symbol, ink_tokens, rasterize, read_crohme, stroke_symbol_height, writer_key
+from formula_gan.ink import Ink, InkError, Symbol, ink_tokens, rasterize, stroke_symbol_height, writer_key
+from formula_gan.ink_files import read_crohme
 from formula_gan.rendering import draw, typeset
-from formula_gan.stitching import UNITS_PER_EM, WORDS, SymbolBank, _pieces, demo_bank, demo_inks, stitch
+from formula_gan.demo_hands import demo_bank, demo_inks
+from formula_gan.stitching import UNITS_PER_EM, WORDS, SymbolBank, _pieces, stitch
 
 # one formula for each of CROHME's 110 symbols but the six that draw nothing of their own
 DRAWN = (r"! ( ) + , - . / 0 1 2 3 4 5 6 7 8 9 < = > A B C E F G H I L M N P R S T V X Y [ "

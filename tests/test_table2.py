@@ -47,7 +47,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ink():
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     return demo_inks([FRACTION], writers=1)[0]
 
 

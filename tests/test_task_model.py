@@ -11,7 +11,7 @@ import torch
 from formula_gan import search
 from formula_gan.core import FormulaGanError
 from formula_gan.task_model import (THREE_SIZES, Cells, Encoder, Hypothesis, Recognizer, RecognizerConfig, at_size,
-                                    count_runaways, load_recognizer, save_recognizer)
+                                    count_runaways, load_recognizer, run_lessons, save_recognizer, teach)
 from formula_gan.tokenizer import END, PAD, START, Vocab
 
 SMALL = dict(layers=2, growth=4, stem_channels=8, stride=8, hidden=16, embedding=16, attention=12, coverage_channels=4,
@@ -409,7 +409,7 @@ def overfit(pictures, texts, config, steps=300):
 def test_overfits_32_demo_formulas():
     from formula_gan.corpora import demo_formulas
     from formula_gan.ink import rasterize
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     formulas = sorted(demo_formulas(300, 0), key=len)[100:132]
     overfit([rasterize(ink, symbol_height=10) for ink in demo_inks(formulas, seed=0)], [f.split() for f in formulas],
             RecognizerConfig(stride=8, dropout=0.0))
@@ -515,13 +515,67 @@ def test_taking_over_keeps_what_each_token_means():
     with pytest.raises(FormulaGanError, match="same shape"): Recognizer(Vocab(["a"])).take_over(old)
 
 
+def teach_plainly(decoder, scales, ids):
+    "A decoder's steps one by one, as the search takes them, with the gradient that autograd finds."
+    memories, state = decoder.begin(scales)
+    gates, token = decoder.gates(ids[:, :-1])
+    hidden, seen, looks = [], [], []
+    for gate in gates.split(1, 1):
+        state, context, look = decoder.step(gate, state, memories)
+        hidden.append(state.hidden)
+        seen.append(context)
+        looks.append(look)
+    logits = decoder.logits(torch.cat(hidden, 1), torch.cat(seen, 1), token)
+    return logits, [torch.cat(look, 1).unflatten(-1, m.size) for look, m in zip(zip(*looks), memories)]
+
+
+def same_gradients(ours, theirs, tolerance):
+    for one, other in zip(ours, theirs): assert (one - other).norm() <= tolerance * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.06)])
+@pytest.mark.parametrize("multi_scale", [False, True])
+def test_the_written_gradient_is_autograds(dtype, tolerance, multi_scale):
+    model = make(multi_scale=multi_scale, dropout=0.0)
+    ids = some_ids(model.vocab, [3, 9, 1, 4])
+    with torch.no_grad(): scales = model.encode(*images(SIZES, 40, 96))
+    found = []
+    for way in (teach, teach_plainly):
+        rows = [rows.to(dtype).requires_grad_() for rows, _ in scales]
+        logits, looks = way(model.decoder, [(r, cells) for r, (_, cells) in zip(rows, scales)], ids)
+        loss = logits.square().mean() + sum((look * torch.arange(look.shape[3])).square().mean() for look in looks)
+        found.append([loss.detach(), *torch.autograd.grad(loss, [*rows, *model.decoder.parameters()])])
+    same_gradients(*found, tolerance)
+
+
+def test_lessons_are_taught_together_as_alone():
+    "Batches of other sizes and lengths; the loop's weights learn from the first two, images from all."
+    model = make(multi_scale=True, dropout=0.0)
+    batches = [(images(sizes, *canvas), some_ids(model.vocab, lengths))
+               for sizes, canvas, lengths in ((SIZES[:2], (40, 96), [3, 9]), (SIZES, (56, 96), [1] * 4),
+                                              (SIZES[1:3], (40, 112), [2, 5]))]
+    shown = [x.clone().requires_grad_() for (x, _), _ in batches]
+    learning = list(model.decoder.read.parameters())
+    lessons = [model.lesson(x, mask, ids) for x, ((_, mask), ids) in zip(shown, batches)]
+    taught = run_lessons(model.decoder, lessons, learn=2)
+    losses = [model.decoder.logits(*made[:3]).square().mean() + made.looks[1].square().mean() for made in taught]
+    alone = []
+    for x, ((_, mask), ids) in zip(shown, batches):
+        logits, looks = teach(model.decoder, model.encode(x, mask), ids)
+        alone.append(logits.square().mean() + looks[1].square().mean())
+    torch.testing.assert_close(torch.stack(losses), torch.stack(alone))
+    def gradients(loss, inputs): return torch.autograd.grad(loss, inputs, retain_graph=True)
+    same_gradients(gradients(sum(losses), shown), gradients(sum(alone), shown), 1e-4)
+    same_gradients(gradients(sum(losses), learning), gradients(alone[0] + alone[1], learning), 1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_energy_is_convolution_then_linear(dtype):
     "With gradients and in place."
     from formula_gan.task_model import CoverageAttention, Memory
     torch.manual_seed(0)
     attend = CoverageAttention(8, RecognizerConfig(coverage_kernel=3, coverage_channels=4, attention=6, hidden=5))
-    memory = Memory(torch.rand(2, 12, 8), torch.rand(2, 1, 12, 6).to(dtype), torch.zeros(2, 1, 12), (3, 4), [])
+    memory = Memory(torch.rand(2, 12, 8), torch.rand(2, 1, 12, 6).to(dtype), torch.zeros(2, 1, 12), (3, 4))
     query, past = torch.rand(2, 3, 1, 6), torch.rand(2, 3, 12)
     maps = attend.coverage_conv(past.view(6, 1, 3, 4)).flatten(2).transpose(1, 2)
     plain = torch.tanh(memory.keys + query + attend.coverage(maps).view(2, 3, 12, 6))

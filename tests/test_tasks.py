@@ -222,9 +222,9 @@ def test_recipes_that_sum_nothing_keep_their_names():
 
 @pytest.fixture(scope="module")
 def figures():
-    from formula_gan.drawing import FigureSet, ink_figure, print_figure
+    from formula_gan.figure_sets import FigureSet, ink_figure, print_figure
     from formula_gan.rendering import typeset
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     formulas = ["a + b", "x ^ { 2 }", "1 - x", "b", "2 + 2", "a"]
     prints = FigureSet([print_figure(f, typeset(f)) for f in formulas])
     return prints, FigureSet([ink_figure(ink) for ink in demo_inks(formulas, writers=2)])

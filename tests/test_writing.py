@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from formula_gan.core import FormulaGanError
-from formula_gan.ink import read_inks, write_inkml
+from formula_gan.ink import write_inkml
 from formula_gan.drawing import slant_of
 from formula_gan.pictures import Look
 from formula_gan.reading import trained_profile
 from formula_gan.sagan import Generator
 from formula_gan.scans import pen_width
-from formula_gan.stitching import SymbolBank, demo_bank, demo_inks, read_bank
+from formula_gan.demo_hands import demo_bank, demo_inks
+from formula_gan.ink_files import read_bank, read_inks
+from formula_gan.stitching import SymbolBank
 from formula_gan.synthesis import FORMATS, read_manifest, synthesize
 from formula_gan.writing import (check_writer, draw_stitched, plan_item, sized, stitch_item, typeset_items, write,
                                  write_items, write_svg, writer_of)
