@@ -119,6 +119,18 @@ def token_boxes(
 # %% ../nbs/03b_drawing.ipynb #3458eb97
 FINE = 3  # drawn so many times larger, and taken down by area
 
+# %% ../nbs/03b_drawing.ipynb #ea4ce058
+def _stroke(
+    canvas: np.ndarray,  # uint8 (h, w), changed in place
+    strokes: list,  # fixed-point
+    bits: int,  # of the fraction
+    thickness: int,  # px
+):
+    "Draw strokes with a round pen."
+    import cv2
+    strokes = [np.repeat(line, 2, axis=0) if len(line) == 1 else line for line in strokes]  # a dot is drawn as a line
+    if strokes: cv2.polylines(canvas, strokes, False, 255, thickness, cv2.LINE_8, bits)
+
 # %% ../nbs/03b_drawing.ipynb #84c7eca3
 def _fill(
     canvas: np.ndarray,  # uint8 (h, w), changed in place
@@ -153,9 +165,7 @@ def draw_figure(
     fixed = np.rint((points * FINE - 0.5) * 2 ** bits).astype("int32")
     lines = np.split(fixed, figure.starts[1:])
     strokes = [line for line, filled in zip(lines, figure.filled) if not filled]
-    strokes = [np.repeat(line, 2, axis=0) if len(line) == 1 else line for line in strokes]  # a dot is drawn as a line
-    thickness = max(1, int(pen * FINE + rng.random()))
-    if strokes: cv2.polylines(canvas, strokes, False, 255, thickness, cv2.LINE_8, bits)
+    _stroke(canvas, strokes, bits, max(1, int(pen * FINE + rng.random())))
     if figure.filled.any():
         extra = int(max(0.0, pen - 0.08 * hand.height) * FINE + rng.random())
         for n in np.unique(figure.symbol[figure.filled]):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIKE', 'SPANNING', 'OTHER', 'FEWEST', 'MOST', 'STRUCTURE', 'BETWEEN', 'DRAWN', 'UNLIKE', 'whole_tokens', 'lines_of',
-           'SymbolPool', 'fitted', 'exchange', 'balanced', 'rows_of_atoms', 'Part', 'find_parts', 'PartPool', 'graft',
-           'exchange_parts']
+           'token_places', 'SymbolPool', 'fitted', 'exchange', 'balanced', 'rows_of_atoms', 'Part', 'find_parts',
+           'PartPool', 'graft', 'exchange_parts']
 
 # %% ../nbs/03d_exchange.ipynb #8ef59135
 from dataclasses import replace
@@ -45,6 +45,18 @@ def lines_of(
     ends = np.append(figure.starts[1:], len(figure.points))
     return [figure.points[figure.starts[i]:ends[i]] for i in np.flatnonzero(figure.symbol == symbol)]
 
+# %% ../nbs/03d_exchange.ipynb #0d333c1b
+def token_places(
+    figures: FigureSet,
+) -> dict[str, list[tuple[int, int]]]:  # token -> (figure, symbol)
+    "Where each token is written as one symbol."
+    places = {}
+    for n in range(len(figures)):
+        figure = figures[n]
+        tokens = figure.tokens.split()
+        for symbol in whole_tokens(figure): places.setdefault(tokens[figure.token[symbol]], []).append((n, symbol))
+    return places
+
 # %% ../nbs/03d_exchange.ipynb #a9061ad7
 class SymbolPool:
     "The whole tokens of a figure set, by token: `pool.places[token]` is a list of (figure, symbol)."
@@ -53,12 +65,7 @@ class SymbolPool:
         figures: FigureSet,
     ):
         self.figures = figures
-        self.places = {}
-        for n in range(len(figures)):
-            figure = figures[n]
-            tokens = figure.tokens.split()
-            for symbol in whole_tokens(figure):
-                self.places.setdefault(tokens[figure.token[symbol]], []).append((n, symbol))
+        self.places = token_places(figures)
         kinds = [[token for token in kind.split() if token in self.places] for kind in ALIKE]
         self.alike = {token: kind for kind in kinds for token in kind}
 

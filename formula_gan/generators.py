@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import PROFILES, Profile, atomic_path, derive_seed, tile, weights_file
-from .data import HANDWRITTEN, ImageSet, Stream, draw_loose, rescale_set, typeset_in_parts
+from .data import HANDWRITTEN, ImageSet, Stream, rescale_set, typeset_in_parts
+from .figure_streams import draw_loose
 from .figures import fitting, ink_figures, typeset_figures
 from .stages import Run, Stage, file_digest, image_sets, stage, train
 from .tokenizer import Vocab
@@ -24,7 +25,7 @@ GAN_SETS = ("captions_print", "train_ink", "formulas_print")
 
 def gan_streams(
     sets,  # `Images`, or a mapping of ImageSets or FigureSets
-    row,  # `tables.Row`: whether ink is among the sources, and which class is asked for
+    row,  # `ablation_rows.Row`: whether ink is among the sources, and which class is asked for
     matched: bool = False,  # `Profile.matched_targets`
 ) -> tuple[list, list]:  # sources, targets
     """The sets that a row's generator reads, and those that its discriminator takes for real: all of them as in
@@ -65,7 +66,7 @@ def kept_iterations(profile: Profile) -> list[int]:
 # %% ../nbs/09ab_generators.ipynb #bb541e2c
 def train_gan(
     run: Run,  # with the row's lambda
-    row,  # `tables.Row`
+    row,  # `ablation_rows.Row`
     folder: Path,  # of the training
 ):  # Trainer
     "Train a row's GAN to the profile's iterations, on from where it stands."
@@ -79,7 +80,7 @@ def train_gan(
 # %% ../nbs/09ab_generators.ipynb #e41ce132
 def gan_training(
     run: Run,  # with the row's lambda
-    row,  # `tables.Row`
+    row,  # `ablation_rows.Row`
 ) -> Stage:  # of its folder
     "A row's training, whatever its length."
     from formula_gan.tasks import gan_settings
@@ -91,7 +92,7 @@ def gan_training(
 # %% ../nbs/09ab_generators.ipynb #2c328f28
 def generator(
     run: Run,
-    row,  # `tables.Row`
+    row,  # `ablation_rows.Row`
     iterations: int = 0,  # 0: the profile's
 ) -> Stage:  # of the averaged generator's weights, a file
     """A row's trained generator after so many iterations. One training carries all its lengths, and keeps what

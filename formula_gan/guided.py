@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .core import Profile, derive_seed
-from .data import Drawing, FigureStream
+from .figure_streams import Drawing, FigureStream
 from .task_model import Recognizer, RecognizerConfig, save_recognizer
 from .tokenizer import Vocab
 from .tasks import PhasedStream, by_device, curriculum_phases, size_facts

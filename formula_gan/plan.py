@@ -13,8 +13,9 @@ from .core import Profile
 from .results import PROVENANCE, TABLE2_COLUMNS, read_table, results_table, same_value
 from .generators import kept_iterations
 from .stages import Run, Unfinished, make_run
-from .tables import (ROWS, choose_recognition_row, guides, own_columns, row_columns, run_recognition_row,
-                                run_row)
+from .ablation_rows import ROWS, row_columns
+from .recognition_rows import choose_recognition_row, guides, own_columns
+from .tables import run_recognition_row, run_row
 
 # %% ../nbs/09ba_plan.ipynb #771a5298
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REALISM_IMAGES', 'DIVERSITY_FORMULAS', 'DIVERSITY_DRAWS', 'REALISM_COLUMNS', 'REALISM_KEY', 'RealInk',
            'halve_writers', 'first_images', 'part_writers', 'write_ways', 'realism_sets', 'realism_figures',
-           'RealismResult', 'measure_rows', 'realism_table', 'realism_sheet']
+           'RealismResult', 'measure_rows', 'matching_reader', 'write_realism', 'realism_table', 'realism_sheet']
 
 # %% ../nbs/09c_realism.ipynb #0272a6f5
 import time
@@ -16,7 +16,7 @@ import numpy as np
 
 from .core import FormulaGanError, Profile, atomic_path, derive_seed, tile
 from .data import ImageSet, print_images, rescale_set
-from .evaluation import diversity, domain_classifier_accuracy, image_features, kernel_distance
+from .likeness import diversity, domain_classifier_accuracy, image_features, kernel_distance
 from .sagan import load_generator
 from .results import PROVENANCE, provenance, results_table, write_row
 from .generators import loosen_prints, writing_run
@@ -196,6 +196,31 @@ def measure_rows(
         rows.append({"row": row, **figures, "varied": varied, "generator": ""})
     return rows
 
+# %% ../nbs/09c_realism.ipynb #bca54652
+def matching_reader(
+    network: str,  # a recogniser: a file, or the name of shipped weights
+    run: Run,  # at the generator's size
+    generator: str,  # its name, for the message
+):  # Recognizer
+    "The network of a realism table; `FormulaGanError` where it knows images sized in another way."
+    reader = load_recognizer(network, run.device)
+    sizing = trained_profile(reader).sizing
+    if sizing == run.profile.sizing: return reader
+    raise FormulaGanError(f"{network} reads images sized by {sizing}, {generator} writes them sized by "
+                          f"{run.profile.sizing}: choose another network")
+
+# %% ../nbs/09c_realism.ipynb #651e0598
+def write_realism(
+    run: Run,
+    rows: list[dict],  # whole lines
+    sheet,  # PIL image
+) -> Path:  # the table
+    "Put a realism table into `realism.csv` and its sheet beside it."
+    table = results_table(run.profile, "realism.csv")
+    for row in rows: write_row(table, row, REALISM_COLUMNS, REALISM_KEY)
+    with atomic_path(table.with_name("sheet_realism.png")) as path: sheet.save(path)
+    return table
+
 # %% ../nbs/09c_realism.ipynb #4ce1d2b6
 def realism_table(
     profile: Profile | str = "laptop",
@@ -212,22 +237,15 @@ def realism_table(
     start = time.monotonic()
     writer = load_generator(generator)
     run = writing_run(make_run(profile, seed, data_dir, progress=progress), writer)
-    reader = load_recognizer(network, run.device)
-    sizing = trained_profile(reader).sizing
-    if sizing != run.profile.sizing:
-        raise FormulaGanError(f"{network} reads images sized by {sizing}, {generator} writes them sized by "
-                              f"{run.profile.sizing}: choose another network")
+    reader = matching_reader(network, run, generator)
     references, look, content, draws = realism_sets(part_writers(run, count), writer, run)
     rows = measure_rows(run, reader, references, look, content, draws)
     facts = provenance(run, (time.monotonic() - start) / 60)
     facts["network"] = f"{Path(network).stem} {weights_digest(reader)}"
     rows = [row | facts for row in rows]
     next(row for row in rows if row["row"] == "GAN")["generator"] = f"{Path(generator).stem} {weights_digest(writer)}"
-    table = results_table(run.profile, "realism.csv")
-    for row in rows: write_row(table, row, REALISM_COLUMNS, REALISM_KEY)
     sheet = realism_sheet(look, references[0])
-    with atomic_path(table.with_name("sheet_realism.png")) as path: sheet.save(path)
-    return RealismResult(rows, table, sheet)
+    return RealismResult(rows, write_realism(run, rows, sheet), sheet)
 
 # %% ../nbs/09c_realism.ipynb #0d06eaf7
 def realism_sheet(

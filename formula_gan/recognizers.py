@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONGEST_INK', 'LONGEST_PRINT', 'COMMON', 'GENERAL_STITCHED', 'GENERAL_PRINTED', 'image_losses', 'read_images',
-           'validation_figures', 'recognizer', 'content_formulas', 'reader', 'reader_weights', 'reading_run',
-           'shown_figures', 'guided_drawing', 'train_guided', 'guided_recognizer', 'general_vocab', 'general_formulas',
-           'general_figures', 'general_recognizer']
+           'validation_figures', 'image_metric', 'recognizer', 'content_formulas', 'reader', 'reader_weights',
+           'reading_run', 'shown_figures', 'guided_drawing', 'guided_task', 'guided_identity', 'train_guided',
+           'guided_recognizer', 'general_vocab', 'general_formulas', 'general_figures', 'general_recognizer']
 
 # %% ../nbs/09ac_recognizers.ipynb #c0dc1d7c
 import dataclasses
@@ -64,6 +64,21 @@ def validation_figures(
     scores = evaluate(read_images(model, images, run.profile, 1, run.device), images.tokens)
     return {"wer": scores.wer, "exprate": scores.exprate, "nll": float(np.concatenate(losses).mean())}
 
+# %% ../nbs/09ac_recognizers.ipynb #5191d40e
+def image_metric(
+    run: Run,
+    images: ImageSet,  # that choose the checkpoint
+    reads: bool,  # read them, too
+):  # callable(task) -> metric, and the ExpRate where they are read
+    "The loss of a token on validation ink."
+    def metric(task):
+        if not reads:
+            losses = image_losses(task.model, images, run.profile, run.device)
+            return {"metric": float(np.concatenate(losses).mean())}
+        figures = validation_figures(task.model, images, run)
+        return {"metric": figures["nll"], "exprate": figures["exprate"]}
+    return metric
+
 # %% ../nbs/09ac_recognizers.ipynb #f6f6f98d
 def recognizer(
     run: Run,
@@ -81,13 +96,7 @@ def recognizer(
     from formula_gan.tasks import RecognizerTask, large_recognizer, small_recognizer
     config = config or (large_recognizer if recipe else small_recognizer)(run.profile)
     def build(folder):
-        images = valid()
-        def metric(task):
-            if not recipe:
-                losses = image_losses(task.model, images, run.profile, run.device)
-                return {"metric": float(np.concatenate(losses).mean())}
-            figures = validation_figures(task.model, images, run)
-            return {"metric": figures["nll"], "exprate": figures["exprate"]}
+        metric = image_metric(run, valid(), reads=bool(recipe))
         sets = choose([s.product for s in sources])
         task = RecognizerTask(run.profile, sets, vocab(), run.seed, config, steps, recipe, run.device)
         trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=max(20, steps // 10))
@@ -148,13 +157,35 @@ def shown_figures(
 def guided_drawing(
     profile: Profile,
     sources: list[Stage],  # of FigureSets and PictureSets; the parts of pictures cannot be exchanged
-):  # `data.Drawing`, without a photo's faults
+):  # `figure_streams.Drawing`, without a photo's faults
     "How a guided recogniser's figures are drawn."
-    from formula_gan.data import Drawing
+    from formula_gan.figure_streams import Drawing
     height = profile.height if profile.sizing == "height" else profile.symbol_height
     strokes = any(s.fields["figures"] in ("ink", "stitched") for s in sources)
     return Drawing(height, profile.sizing.partition("-")[0], exchange=profile.exchange,
                    parts=profile.parts if strokes else 0.0)
+
+# %% ../nbs/09ac_recognizers.ipynb #226f627e
+def guided_task(
+    run: Run,
+    sources: list[Stage],  # of FigureSets and PictureSets, drawn from evenly
+    vocab: Vocab,
+    steps: int,
+    drawing,  # `figure_streams.Drawing`
+    start: str,  # a recogniser to go on from; empty: from nothing
+):  # `guided.GuidedTask`
+    "What a guided recogniser is trained on, and how."
+    from formula_gan.guided import GuidedTask, guided_config, guided_recipe
+    from formula_gan.task_model import load_recognizer
+    return GuidedTask(run.profile, shown_figures(sources, vocab), vocab, steps, run.seed, guided_recipe(run.profile),
+                      drawing, guided_config(run.profile), load_recognizer(start) if start else None, run.device)
+
+# %% ../nbs/09ac_recognizers.ipynb #4fef1f37
+def guided_identity(run: Run, drawing) -> dict:  # fields for `stage`
+    "What a guided recogniser is by its profile and its `figure_streams.Drawing`."
+    from formula_gan.guided import guided_config, guided_recipe
+    return {"config": dataclasses.asdict(guided_config(run.profile)), "recipe": guided_recipe(run.profile).facts(),
+            "drawing": drawing.facts()}
 
 # %% ../nbs/09ac_recognizers.ipynb #677c515e
 def train_guided(
@@ -181,28 +212,21 @@ def guided_recognizer(
     vocab,  # callable() -> Vocab
     vocabulary: str,  # what it is called
     steps: int,
-    drawing=None,  # `data.Drawing`; None: `guided_drawing`
+    drawing=None,  # `figure_streams.Drawing`; None: `guided_drawing`
     start: str = "",  # a recogniser to go on from: a file, or the name of shipped weights
     chosen_by: str = "wer",  # what the kept checkpoint is lowest in on validation ink: "wer" or "nll", the loss a token
 ) -> Stage:  # of its folder, with best.safetensors, last.safetensors and metric.csv
     "A guided recogniser; its checkpoints' WER, ExpRate and loss on validation ink are logged."
-    from formula_gan.guided import GuidedTask, guided_config, guided_recipe
-    from formula_gan.task_model import load_recognizer
-    recipe, config = guided_recipe(run.profile), guided_config(run.profile)
     drawing = drawing or guided_drawing(run.profile, sources)
     if run.profile.network == "thin": drawing = dataclasses.replace(drawing, area=30_000)  # many small steps
     def build(folder):
-        symbols = vocab()
-        first = load_recognizer(start) if start else None
-        task = GuidedTask(run.profile, shown_figures(sources, symbols), symbols, steps, run.seed, recipe, drawing,
-                          config, first, run.device)
+        task = guided_task(run, sources, vocab(), steps, drawing, start)
         trainer = train_guided(run, name, folder, task, valid(), chosen_by)
         return {"minutes": trainer.minutes, "steps": steps}
-    identity = {"config": dataclasses.asdict(config), "recipe": recipe.facts(), "drawing": drawing.facts()}
     begun = file_digest(weights_file(start, "recognizer")) if start else None
-    return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed, **identity,
-                 vocabulary=vocabulary, begun=begun, chosen_by=None if chosen_by == "wer" else chosen_by,
-                 **run.fields("precision"))
+    return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed,
+                 **guided_identity(run, drawing), vocabulary=vocabulary, begun=begun,
+                 chosen_by=None if chosen_by == "wer" else chosen_by, **run.fields("precision"))
 
 # %% ../nbs/09ac_recognizers.ipynb #83f5dae9
 COMMON = 60  # times that a symbol occurs among Wikipedia's formulas if the packaged recogniser is to know it
@@ -255,7 +279,7 @@ def general_recognizer(
     """The recogniser of `recognize`, as it comes with the package: trained on ink, stitched ink and print, and on the
     faults of photos, with all symbols that Wikipedia's formulas use often. It never sees a GAN's images, whose content
     it judges, nor the first formulas of the corpus, which those images are of."""
-    from formula_gan.data import Drawing
+    from formula_gan.figure_streams import Drawing
     sized = reading_run(run)
     def vocab(): return general_vocab(corpus(run).product)
     def valid(): return ink_set(sized, "symbol").product["valid"]

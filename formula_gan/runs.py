@@ -70,7 +70,7 @@ def train_command(
     from formula_gan.generators import generator
     from formula_gan.recognizers import general_recognizer
     from formula_gan.stages import Unfinished, make_run
-    from formula_gan.tables import choose_row
+    from formula_gan.ablation_rows import choose_row
     check_training(arguments)
     row = None if arguments.recognizer else choose_row(arguments.row, arguments.lambda_)
     own = own_ink(arguments.ink) if arguments.ink else None
@@ -139,7 +139,8 @@ def table1_command(
     arguments: argparse.Namespace,
 ) -> int:  # exit code
     "`formula-gan table1`."
-    from formula_gan.tables import CONTROLS, ROWS, run_row
+    from formula_gan.ablation_rows import CONTROLS, ROWS
+    from formula_gan.tables import run_row
     names = {**{row.name: row.what for row in ROWS.values()}, **CONTROLS}
     if arguments.list:
         for name, what in names.items(): print(f"{name:3} {what}")
@@ -157,7 +158,8 @@ def table2_command(
 ) -> int:  # exit code
     "`formula-gan table2`."
     from formula_gan.core import weights_file
-    from formula_gan.tables import RECOGNITION_ROWS, choose_recognition_row, compare_rows, run_recognition_row
+    from formula_gan.recognition_rows import RECOGNITION_ROWS, choose_recognition_row
+    from formula_gan.tables import compare_rows, run_recognition_row
     if arguments.list:
         for row in RECOGNITION_ROWS.values(): print(f"{row.name:5} {row.what}, trained at {row.train_norm}")
         return 0

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'LARGEST_IMAGE', 'WORKING_AREA', 'check_size', 'open_image', 'array_image', 'on_paper', 'to_gray',
            'reduced', 'has_light_ink', 'shadow_tips', 'paper_level', 'dark_runs', 'dark_margin', 'without_margin',
-           'find_ink', 'drop_frame', 'long_bars', 'ends', 'drop_rules', 'drop_specks', 'pen_width', 'thicken',
-           'resized_ink', 'clean_ink', 'prepare_image']
+           'find_ink', 'drop_frame', 'long_bars', 'ends', 'formula_ends', 'beside', 'drop_rules', 'drop_specks',
+           'pen_width', 'thicken', 'resized_ink', 'clean_ink', 'prepare_image']
 
 # %% ../nbs/04a_scans.ipynb #9f2c4d76
 import warnings
@@ -260,6 +260,30 @@ def ends(
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return np.array([rows[0], rows[-1] + 1, columns[0], columns[-1] + 1])
 
+# %% ../nbs/04a_scans.ipynb #53e0a605
+def formula_ends(
+    solid: np.ndarray,  # uint8 (h, w), ink 1, without bars
+) -> tuple[np.ndarray | None, float]:  # as `ends` gives them, None where bars are all there is; the symbol height in px
+    "What the symbols of a formula cover, specks left out."
+    _, part, boxes, _ = cv2.connectedComponentsWithStats(solid)
+    side = boxes[:, 2:4].max(1)
+    if not (side[1:] > 2).any(): return None, 0.0
+    symbol = upright_height(boxes[1:, :4][side[1:] > 2])
+    kept = side > 0.15 * symbol
+    kept[0] = False  # the paper
+    return (ends(kept[part]) if kept.any() else None), symbol
+
+# %% ../nbs/04a_scans.ipynb #7682a1ce
+def beside(
+    bar: np.ndarray,  # (h, w), a level one
+    formula: np.ndarray,  # what the formula covers, as `ends` gives it
+    apart: float,  # px
+) -> bool:
+    "Whether a bar lies wholly above or below the formula, at a distance, and goes beyond it at both ends."
+    top, bottom, left, right = ends(bar)
+    above, below = formula[0] - bottom, top - formula[1]
+    return max(above, below) > apart and min(formula[2] - left, right - formula[3]) > apart
+
 # %% ../nbs/04a_scans.ipynb #d4f475ad
 def drop_rules(
     ink: np.ndarray,  # float32 (h, w)
@@ -271,21 +295,11 @@ def drop_rules(
     if not level and not upright: return ink
     square = np.ones((5, 5), np.uint8)
     bars = cv2.dilate(np.uint8(np.any(level + upright, 0)), square)
-    _, part, boxes, _ = cv2.connectedComponentsWithStats(np.uint8(ink > 0.4) & (1 - bars))
-    side = boxes[:, 2:4].max(1)
-    if not (side[1:] > 2).any(): return ink  # bars are all there is
-    symbol = upright_height(boxes[1:, :4][side[1:] > 2])
-    kept = side > 0.15 * symbol
-    kept[0] = False
-    if not kept.any(): return ink
-    formula = ends(kept[part])
+    formula, symbol = formula_ends(np.uint8(ink > 0.4) & (1 - bars))
+    if formula is None: return ink
     apart = distance * symbol
-    def beside(bar, box):
-        top, bottom, left, right = ends(bar)
-        above, below = box[0] - bottom, top - box[1]
-        return max(above, below) > apart and min(box[2] - left, right - box[3]) > apart
-    rules = [bar for bar in level if beside(bar, formula)]
-    beams = [bar for bar in upright if beside(bar.T, formula[[2, 3, 0, 1]])]
+    rules = [bar for bar in level if beside(bar, formula, apart)]
+    beams = [bar for bar in upright if beside(bar.T, formula[[2, 3, 0, 1]], apart)]
     length = (4 if len(beams) > 1 else 2.2) * symbol
     rules += [bar for bar in beams if rules or np.ptp(ends(bar)[:2]) > length]
     return np.where(cv2.dilate(np.uint8(np.any(rules, 0)), square), 0, ink) if rules else ink

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETS', 'Run', 'make_run', 'Stage', 'stage', 'Unfinished', 'train', 'loss_figure', 'demo_ink', 'corpus', 'Images',
-           'draw_image_sets', 'image_sets', 'draw_stitched', 'stitch_prints', 'drawn_by_hands', 'stitched_set',
-           'print_set', 'distort_all', 'ink_set', 'resized', 'file_digest']
+           'draw_image_sets', 'image_sets', 'draw_stitched', 'stitched_ink', 'stitch_prints', 'drawn_by_hands',
+           'stitched_set', 'print_set', 'distort_all', 'ink_set', 'resized', 'file_digest']
 
 # %% ../nbs/09a_stages.ipynb #59db692c
 import dataclasses, hashlib, os, shutil, time
@@ -17,7 +17,8 @@ import numpy as np
 from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile, pick_device,
                               stage_facts, stage_folder, use_free_cores)
 from .corpora import DEMO_TRAIN, load_corpus
-from .data import (HANDWRITTEN, ImageSet, draw_by_hand, draw_ink, ink_images, print_images, resize_set)
+from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, print_images, resize_set
+from .figure_streams import draw_by_hand
 from .own_ink import OwnInk, has_wikipedia, own_corpus
 from .tokenizer import Vocab
 
@@ -239,6 +240,21 @@ def draw_stitched(
     token = print_tokens(ink.latex, layout)[[symbol.place for symbol in ink.symbols]]
     return image, ink_boxes(ink, token, image.shape, max(1.5, 0.1 * size * run.profile.symbol_height), 1)
 
+# %% ../nbs/09a_stages.ipynb #2117adb9
+def stitched_ink(
+    latex: str,  # normal form
+    layout,  # Layout of it
+    bank,  # stitching.SymbolBank
+    run: Run,
+    number: int,  # of the formula among the run's
+):  # ink.Ink; None where the bank cannot write it
+    "A formula in a hand of its own."
+    from formula_gan.ink import InkError
+    from formula_gan.stitching import stitch
+    rng = np.random.default_rng(derive_seed("stitch", run.seed, number))
+    try: return stitch(layout, bank, rng, latex=latex)
+    except InkError: return None
+
 # %% ../nbs/09a_stages.ipynb #8b4923ec
 def stitch_prints(
     prints: ImageSet,  # formulas with their sizes
@@ -249,19 +265,16 @@ def stitch_prints(
     """Printed formulas once more, in ink stitched from a bank's symbols, as large as the print, with the boxes of its
     tokens."""
     from formula_gan.figure_sets import ink_figure
-    from formula_gan.picture_sets import box_list
-    from formula_gan.ink import InkError
     from formula_gan.layout import Layout
+    from formula_gan.picture_sets import box_list
     from formula_gan.rendering import typeset_many
-    from formula_gan.stitching import stitch
     from tqdm import tqdm
     layouts = typeset_many(prints.tokens, "mathnormal", workers=run.profile.workers, progress=run.progress)
     images, kept, extra = [], [], []
     for n, layout in enumerate(tqdm(layouts, desc="stitching", disable=not run.progress, mininterval=1)):
         if not isinstance(layout, Layout): continue
-        rng = np.random.default_rng(derive_seed("stitch", run.seed, n))
-        try: ink = stitch(layout, bank, rng, latex=prints.tokens[n])
-        except InkError: continue
+        ink = stitched_ink(prints.tokens[n], layout, bank, run, n)
+        if not ink: continue
         size = prints.extra[n]["size"]
         if hands: image, boxes = draw_by_hand(ink_figure(ink), run.profile, size, derive_seed("hand", run.seed, n))
         else: image, boxes = draw_stitched(ink, layout, size, run)

@@ -13,7 +13,6 @@ import numpy as np
 
 from .ink import Ink, InkError, Symbol, symbol_label, writer_key
 from .placing import print_tokens
-from .rendering import typeset
 
 # %% ../nbs/03a_stitching.ipynb #4fe5c59e
 _GLYPHS = {
@@ -136,6 +135,27 @@ def _usual(
     slope = np.log((width + 0.1 * height + 1e-6) / (height + 0.1 * width + 1e-6))
     return np.abs(slope - np.median(slope)) < np.log(5)
 
+# %% ../nbs/03a_stitching.ipynb #56477dd4
+def _cut(inks) -> dict[str, list]:
+    "label -> (writer, strokes) of every marked symbol."
+    found = {}
+    for ink in inks:
+        for symbol in ink.symbols:
+            strokes = tuple(ink.strokes[i] for i in symbol.strokes)
+            found.setdefault(symbol_label(symbol.label), []).append((writer_key(ink), strokes))
+    found.pop("", None)
+    return found
+
+# %% ../nbs/03a_stitching.ipynb #13780bc5
+def _digest(symbols: dict) -> str:  # 16 hex digits
+    "A hash of what a bank holds."
+    digest = hashlib.sha256()
+    for label, hands in sorted(symbols.items()):
+        for writer, examples in sorted(hands.items()):
+            digest.update(f"{label}\t{writer}\t{[len(strokes) for strokes in examples]}".encode())
+            for strokes in examples: digest.update(b"".join(stroke.tobytes() for stroke in strokes))
+    return digest.hexdigest()[:16]
+
 # %% ../nbs/03a_stitching.ipynb #77131c72
 class SymbolBank:
     "Written symbols by shape and writer: `bank.symbols[label][writer]` is a list of symbols, each a tuple of strokes."
@@ -148,14 +168,8 @@ class SymbolBank:
         inks,  # iterable of Ink; their symbol segments are used, and nothing else
     ) -> "SymbolBank":
         "Cut inks into symbols. A symbol whose proportions are 5 times off its label's median is left out."
-        found = {}
-        for ink in inks:
-            for symbol in ink.symbols:
-                strokes = tuple(ink.strokes[i] for i in symbol.strokes)
-                found.setdefault(symbol_label(symbol.label), []).append((writer_key(ink), strokes))
-        found.pop("", None)
         symbols = {}
-        for label, examples in sorted(found.items()):
+        for label, examples in sorted(_cut(inks).items()):
             usual = _usual(label, [strokes for _, strokes in examples])
             for (writer, strokes), keep in zip(examples, usual):
                 if keep: symbols.setdefault(label, {}).setdefault(writer, []).append(strokes)
@@ -173,12 +187,7 @@ class SymbolBank:
     @property
     def digest(self) -> str:  # 16 hex digits
         "A hash of all symbols with their writers."
-        digest = hashlib.sha256()
-        for label, hands in sorted(self.symbols.items()):
-            for writer, examples in sorted(hands.items()):
-                digest.update(f"{label}\t{writer}\t{[len(strokes) for strokes in examples]}".encode())
-                for strokes in examples: digest.update(b"".join(stroke.tobytes() for stroke in strokes))
-        return digest.hexdigest()[:16]
+        return _digest(self.symbols)
 
     def missing(
         self,
@@ -219,7 +228,7 @@ def _scales(size: np.ndarray, piece: _Piece, pen: float) -> tuple[float, float]:
     return kx, min(kx, tallest / max(size[1], 1e-9))
 
 # %% ../nbs/03a_stitching.ipynb #1591a1dc
-def _fit(strokes, piece: _Piece, pen: float) -> list[np.ndarray]:
+def _fit_symbol(strokes, piece: _Piece, pen: float) -> list[np.ndarray]:
     "Scale a symbol's strokes into a box, in em; the pen's width is left free around them."
     points = np.concatenate(strokes)
     low, size = points.min(0), np.ptp(points, 0).astype(float)
@@ -249,6 +258,11 @@ def _fit_radical(strokes, piece: _Piece, pen: float) -> list[np.ndarray]:
         y = unit[:, 1] * max(piece.height - pen, 0.1)
         fitted.append(np.stack([x, y], 1) + [piece.x + pen / 2, piece.y + pen / 2])
     return fitted
+
+# %% ../nbs/03a_stitching.ipynb #388b4912
+def _fit(strokes, piece: _Piece, pen: float) -> list[np.ndarray]:
+    "Any symbol's strokes in a box."
+    return (_fit_radical if piece.label == "\\sqrt" else _fit_symbol)(strokes, piece, pen)
 
 # %% ../nbs/03a_stitching.ipynb #2906801b
 def _best_writer(labels, bank: SymbolBank, rng: np.random.Generator) -> str:
@@ -284,6 +298,15 @@ class _Sway:
         shift[1] += self.tilt * centre[0] + self.wave * np.sin(self.phase + 0.8 * centre[0])
         return [(stroke - centre) @ turn.T + centre + shift for stroke in strokes]
 
+# %% ../nbs/03a_stitching.ipynb #86b92572
+def _writable(layout, bank: SymbolBank, leave_out: bool, name: str) -> list[_Piece]:
+    "The pieces of a layout that a bank can write; what it lacks is an `InkError`, unless it may be left out."
+    pieces = [piece for piece in _pieces(layout) if piece.label in bank.symbols or not leave_out]
+    if not pieces: raise InkError(f"{name}: the layout has nothing that the bank can write")
+    if lost := {piece.label for piece in pieces} - bank.symbols.keys():
+        raise InkError(f"{name}: the symbol bank lacks {' '.join(sorted(lost))}; leave the formula out or add ink")
+    return pieces
+
 # %% ../nbs/03a_stitching.ipynb #98536743
 def stitch(
     layout,  # Layout
@@ -297,19 +320,14 @@ def stitch(
 ) -> Ink:  # 100 units to the em, y downwards; symbols marked; source "stitched"
     "Write a typeset formula with a bank's symbols. Raises `InkError` naming the shapes that the bank lacks."
     def is_written(word): return writer in bank.symbols.get(word, ()) and rng.random() < 0.7
-    name = latex or id or "the formula"
-    pieces = [piece for piece in _pieces(layout) if piece.label in bank.symbols or not leave_out]
-    if not pieces: raise InkError(f"{name}: the layout has nothing that the bank can write")
-    if lost := {piece.label for piece in pieces} - bank.symbols.keys():
-        raise InkError(f"{name}: the symbol bank lacks {' '.join(sorted(lost))}; leave the formula out or add ink")
+    pieces = _writable(layout, bank, leave_out, name=latex or id or "the formula")
     if writer is None: writer = _best_writer({piece.label for piece in pieces}, bank, rng)
     pieces = _words(pieces, is_written)
     sway = _Sway.draw(rng, layout.symbol_height, jitter)
     strokes = []
     symbols = []
     for piece in pieces:
-        fit = _fit_radical if piece.label == "\\sqrt" else _fit
-        written = fit(bank.pick(piece.label, rng, writer), piece, pen=0.1 * layout.symbol_height)
+        written = _fit(bank.pick(piece.label, rng, writer), piece, pen=0.1 * layout.symbol_height)
         shaken = [(stroke * UNITS_PER_EM).astype(np.float32) for stroke in sway.shake(written, piece, rng)]
         symbols.append(Symbol(piece.label, tuple(range(len(strokes), len(strokes) + len(shaken))), piece.place))
         strokes += shaken

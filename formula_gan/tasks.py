@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import FormulaGanError, Profile, derive_seed, mixed_precision, tile
-from .data import Drawing, FigureStream, ImageSet, Stream
+from .data import ImageSet, Stream
+from .figure_streams import Drawing, FigureStream
 from .recipes import (RECIPES, THIN, WIDEST, PhasedStream, Recipe, by_device, cosine_factor,
                                  count_validation, curriculum_phases, large_recognizer, recipe_optimizer,
                                  recipe_streams, small_recognizer)

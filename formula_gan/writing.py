@@ -18,8 +18,8 @@ from PIL import Image
 
 from .core import (FormulaGanError, Profile, cast_value, derive_seed, mixed_precision, pick_device,
                               progress_bar)
-from .data import (HANDWRITTEN, PRINTED, Drawing, ImageSet, draw_loose, draw_print, margin, ordered_batches,
-                              print_bold, proportions, random_hand)
+from .data import HANDWRITTEN, PRINTED, ImageSet, draw_print, margin, ordered_batches, print_bold
+from .figure_streams import Drawing, draw_loose, proportions, random_hand
 from .drawing import Figure, leaning
 from .figure_sets import stitched_figure
 from .pictures import Look, change_pen, enlarge, picture, svg

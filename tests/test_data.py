@@ -4,8 +4,9 @@ import torch
 
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import load_corpus
-from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, Drawing, FigureStream, ImageSet, Stream, augment,
-                              collate, ink_images, ordered_batches, print_images)
+from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, ImageSet, Stream, augment, collate, ink_images,
+                              ordered_batches, print_images)
+from formula_gan.figure_streams import Drawing, FigureStream
 from formula_gan.tokenizer import Vocab
 
 demo = get_profile("demo", workers=1, synthetic_images=30, printed_formulas=30)
@@ -62,7 +63,7 @@ def test_batches_of_figures_keep_their_area_and_boxes():
         # the end of a formula has no place
         assert batch.boxes.shape == (count, 4, 4) and batch.boxes[:, 3].isnan().all()
         assert boxes.min() >= 0 and boxes[..., 2].max() <= width and boxes[..., 3].max() <= height
-    shown = sorted(item[:2] for number in range(5) for group in stream.batches(number) for item in group)
+    shown = sorted(item[:2] for number in range(5) for group in stream.pools.batches(number) for item in group)
     assert len(shown) == 300 and {shown.count((1, n)) for n in range(50)} == {3}  # three epochs of the smaller set
 
 
@@ -74,7 +75,7 @@ def test_workers_bring_the_same_batches():
 
 def test_sources_are_drawn_evenly_and_epochs_are_permutations():
     stream = Stream(sets((7, 11)), VOCAB, demo, 4, seed=0)
-    drawn = [stream.turns[n] for n in range(2 * 77)]
+    drawn = [stream.pools.turns[n] for n in range(2 * 77)]
     for which, size in enumerate((7, 11)):
         indices = [i for w, i in drawn if w == which]
         assert len(indices) == 77

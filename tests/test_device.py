@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from formula_gan import realism, stages, synthesis, tables
 from formula_gan.core import get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED, Packed
-from formula_gan.evaluation import image_features
+from formula_gan.likeness import image_features
 from formula_gan.guided import GuidedTask
 from formula_gan.reading import recognize
 from formula_gan.sagan import Generator, load_generator

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from formula_gan.core import FormulaGanError
-from formula_gan.evaluation import (NGramModel, compare, edit_distances, evaluate,
-                                    exprate_interval, perplexity)
+from formula_gan.evaluation import compare, edit_distances, evaluate, exprate_interval, perplexity
+from formula_gan.ngrams import NGramModel
 from formula_gan.results import PAPER_TABLE1, PAPER_TABLE2, table1, table2
 
 
@@ -258,7 +258,7 @@ def test_realism_tells_print_from_ink():
     import torch
     from formula_gan.core import get_profile
     from formula_gan.data import ImageSet
-    from formula_gan.evaluation import image_features, kernel_distance
+    from formula_gan.likeness import image_features, kernel_distance
     from formula_gan.task_model import Recognizer, RecognizerConfig
     from formula_gan.tokenizer import Vocab
     torch.manual_seed(0)

@@ -106,7 +106,7 @@ def test_profile_and_its_fields_reach_the_run(monkeypatch):
 
 
 def test_every_row_can_be_asked_for(monkeypatch):
-    from formula_gan.tables import ROWS, choose_row
+    from formula_gan.ablation_rows import ROWS, choose_row
     for row in ROWS:
         call = calls_of_run(monkeypatch, row=row)
         assert choose_row(call["row"], call["lambda_"]) == ROWS[row]

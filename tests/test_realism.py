@@ -7,7 +7,8 @@ from formula_gan.core import FormulaGanError, cache_dir, get_profile
 from formula_gan.realism import REALISM_COLUMNS, REALISM_KEY
 from formula_gan.results import read_table, write_row
 from formula_gan.stages import make_run
-from formula_gan.evaluation import Estimate, diversity, domain_classifier_accuracy, exprate_interval, label_folds
+from formula_gan.evaluation import exprate_interval
+from formula_gan.likeness import Estimate, diversity, domain_classifier_accuracy, label_folds
 
 
 def drawn(seed, n, shift=0.0, channels=6):

@@ -7,18 +7,18 @@ import pandas as pd
 import pytest
 from test_parameters import code_after_parameters, parameters
 
-from formula_gan import cli, recognizers, stages, tables
+from formula_gan import ablation_rows, cli, recognition_rows, recognizers, stages, tables
 from formula_gan.core import FormulaGanError, cache_dir, get_profile
 from formula_gan.data import (HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights,
                               resize_set)
-from formula_gan.evaluation import compare
+from formula_gan.evaluation import compare, score_columns
 from formula_gan.results import (NO_DIFFERENCE, PAPER_TABLE2, TABLE1_COLUMNS, TABLE1_KEY, TABLE2_COLUMNS, TABLE2_KEY,
                                  provenance, read_table, table2, write_row)
 from formula_gan.stages import Unfinished, make_run
-from formula_gan.evaluation import score_columns
 from formula_gan.scoring import score_test_set
-from formula_gan.tables import (RECOGNITION_ROWS, choose_recognition_row, compare_rows, large_model,
-                                run_recognition_row, training_figures, training_sources, validation_curve)
+from formula_gan.recognition_rows import (RECOGNITION_ROWS, choose_recognition_row, large_model, training_figures,
+                                          training_sources, validation_curve)
+from formula_gan.tables import compare_rows, run_recognition_row
 from formula_gan.ink import distort, rasterize, write_inkml
 from formula_gan.rendering import typeset
 from formula_gan.task_model import Recognizer, load_recognizer
@@ -141,7 +141,7 @@ def test_a_row_from_end_to_end(result):
     run, row = make_run(TINY, progress=False), RECOGNITION_ROWS["P"]
     model = large_model(run, row, training_sources(run, row), RECIPES["modern"])
     assert model.folder == result.folder and {r["stage"] for r in result.rows} == {model.folder.name}
-    lines = (tables.test_readings(run, model, "symbol").folder / "readings.tsv").read_text().splitlines()
+    lines = (recognition_rows.test_readings(run, model, "symbol").folder / "readings.tsv").read_text().splitlines()
     assert len(lines) == 60 and [line.split("\t")[1] for line in lines] == result.test["symbol"].tokens
     assert list(validation_curve(result.folder).columns) == ["step", "minutes", "metric", "exprate"]
     assert result.table.parent == cache_dir()
@@ -166,7 +166,7 @@ def test_every_field_tells_two_lines_apart(tmp_path, field):
     "Two lines of VIII that differ in one field of the profile; lambda, sizes and images are the row's own."
     for value in (getattr(TINY, field), other_value(field)):
         run = make_run(dataclasses.replace(TINY, **{field: value}), progress=False)
-        own = tables.own_columns(run, RECOGNITION_ROWS["VIII"], "guided", "", 24) | provenance(run, 1.0)
+        own = recognition_rows.own_columns(run, RECOGNITION_ROWS["VIII"], "guided", "", 24) | provenance(run, 1.0)
         write_row(tmp_path / "t.csv", own | {"test_norm": "symbol"}, TABLE2_COLUMNS, TABLE2_KEY)
     assert len(read_table(tmp_path / "t.csv", TABLE2_COLUMNS)) == 2
 
@@ -190,7 +190,7 @@ def test_a_view_shows_the_newest_of_lines_that_differ_in_their_stage_alone(tmp_p
 
 def test_a_finished_row_is_not_trained_again(result, monkeypatch):
     monkeypatch.setattr(recognizers, "train", lambda *a, **k: pytest.fail("trained what was finished"))
-    monkeypatch.setattr(tables, "read_images", lambda *a, **k: pytest.fail("read what was read"))
+    monkeypatch.setattr(recognition_rows, "read_images", lambda *a, **k: pytest.fail("read what was read"))
     assert run_recognition_row("P", TINY, "modern", progress=False).readings == result.readings
     assert len(read_table(result.table, TABLE2_COLUMNS)) == 3  # replaced, not repeated
 
@@ -202,7 +202,7 @@ def test_what_each_row_trains_on(result, monkeypatch):
         asked.append(getattr(source, "name", source))
         images = ImageSet([np.ones((8, 20))] * 3, ["a"] * 3, HANDWRITTEN)
         return stages.stage(run, "fake", 1, lambda folder: {}, lambda folder: images, source=asked[-1])
-    monkeypatch.setattr(tables, "source_set", source)
+    monkeypatch.setattr(recognition_rows, "source_set", source)
     made = {name: training_sources(run, row) for name, row in RECOGNITION_ROWS.items()}
     assert asked == ["1", "2", "7", "1", "2", "7", "P", "S", "7"]
     assert {name: len(s) for name, s in made.items()} == {
@@ -213,7 +213,7 @@ def test_what_each_row_trains_on(result, monkeypatch):
     }
     shown = {}
     def recognizer(run, name, sources, choose, *rest, **identity): shown[name] = choose([s.product for s in sources])
-    monkeypatch.setattr(tables, "recognizer", recognizer)
+    monkeypatch.setattr(recognition_rows, "recognizer", recognizer)
     for name in ("I", "IV", "V", "VIII", "D"): large_model(run, RECOGNITION_ROWS[name], made[name], RECIPES["modern"])
     assert shown["row IV"][1].shapes[0, 0] == 32 and shown["row VIII"][1].shapes[0].tolist() == [8, 20]
     assert (shown["row I"][0].shapes[:, 0] == 32).all() and not (shown["row V"][0].shapes[:, 0] == 32).all()
@@ -251,13 +251,13 @@ def test_the_profile_chooses_the_recipe(monkeypatch, name, guided):
         raise Reached
     monkeypatch.setattr(tables, "check_recognition", stop)
     with pytest.raises(Reached): run_recognition_row("V", name, progress=False)
-    assert tables.guides(get_profile(name)) == guided and asked == ["guided" if guided else "modern"]
+    assert recognition_rows.guides(get_profile(name)) == guided and asked == ["guided" if guided else "modern"]
 
 
 def test_the_demo_is_read_at_15_px_and_table_1_at_8():
     run = make_run(TINY, progress=False)
     model = large_model(run, RECOGNITION_ROWS["V"], training_figures(run, RECOGNITION_ROWS["V"]), "guided")
-    small = tables.small_model(run, "P", stages.print_set(run))
+    small = ablation_rows.small_model(run, "P", stages.print_set(run))
     assert model.fields["drawing"]["height"] == 15
     assert model.fields["recipe"]["curriculum"]
     assert model.fields["config"]["wide"]

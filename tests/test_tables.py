@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from formula_gan import figures, generators, recognizers, results, stages, tables
+from formula_gan import ablation_rows, figures, generators, recognition_rows, recognizers, results, stages, tables
 from formula_gan.core import FormulaGanError, Profile, get_profile
 from formula_gan.data import HANDWRITTEN, PRINTED
 from formula_gan.plan import Planned, is_done, run_plan, table1_plan
@@ -19,7 +19,8 @@ from formula_gan.sagan import load_generator
 from formula_gan.generators import gan_streams
 from formula_gan.recognizers import content_formulas
 from formula_gan.stages import Unfinished, image_sets, make_run
-from formula_gan.tables import CONTROLS, ROWS, choose_row, run_row
+from formula_gan.ablation_rows import CONTROLS, ROWS, choose_row
+from formula_gan.tables import run_row
 
 OVERRIDES = dict(synthetic_images=24, printed_formulas=24, gan_iterations=2, warmup_iterations=1, recognizer_steps=3,
                  reader_steps=3, workers=1)
@@ -81,7 +82,7 @@ def test_mistakes_are_named():
 
 
 def test_a_mistake_is_found_before_any_work(monkeypatch):
-    for room in (stages, generators, recognizers, tables):
+    for room in (stages, generators, recognizers, ablation_rows, recognition_rows, tables):
         monkeypatch.setattr(room, "image_sets", lambda *a, **k: pytest.fail("worked before it looked"))
     with pytest.raises(FormulaGanError, match="no row"): run_row("9", TINY, progress=False)
 
@@ -103,7 +104,7 @@ def counted(monkeypatch):
             return load(folder)
         return plain(run, name, version, counted_build, counted_load, inputs, **fields)
     plain = stages.stage
-    for room in (stages, figures, generators, recognizers, tables): monkeypatch.setattr(room, "stage", count)
+    for room in (stages, figures, generators, recognizers, recognition_rows): monkeypatch.setattr(room, "stage", count)
     return built, loaded
 
 
@@ -278,7 +279,7 @@ def test_two_processes_make_one_generator(tmp_path):
     script = tmp_path / "two.py"
     script.write_text("import torch; torch.set_num_threads(1)\n"
                       "from formula_gan.stages import generator, make_run\n"
-                      "from formula_gan.tables import ROWS\n"
+                      "from formula_gan.ablation_rows import ROWS\n"
                       f"made = generator(make_run('demo', progress=False, **{OVERRIDES!r}), ROWS['1'])\n"
                       "print('made', made.product.name, made.facts['steps'], flush=True)\n")
     made_sets()
@@ -294,7 +295,7 @@ def test_a_plan_runs_what_the_table_lacks(monkeypatch, tmp_path):
     plan = [Planned("L"), Planned("7", 0, 1), Planned("7", 0, 2), Planned("L", 1)]
     monkeypatch.setattr("formula_gan.plan.table1_plan", lambda profile: plan)
     monkeypatch.setattr("formula_gan.plan.results_table", lambda profile, name="table1.csv": tmp_path / name)
-    monkeypatch.setattr(tables, "results_table", lambda profile, name="table1.csv": tmp_path / name)
+    monkeypatch.setattr(ablation_rows, "results_table", lambda profile, name="table1.csv": tmp_path / name)
     profile = dataclasses.replace(TINY, generator_lr=3e-4)  # a training of its own
     run = make_run(profile, progress=False)
     results = run_plan(1, profile, progress=False)

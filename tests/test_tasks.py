@@ -334,7 +334,7 @@ def test_the_task_models_shape_is_part_of_what_a_gan_is(monkeypatch, figures, ju
     from formula_gan import recipes
     from formula_gan.generators import generator
     from formula_gan.stages import make_run
-    from formula_gan.tables import ROWS
+    from formula_gan.ablation_rows import ROWS
 
     def identities():
         task = judged(figures, judge_file) if by_symbol else make_gan(replace(PROFILE, lambda_=lambda_))
