@@ -1,7 +1,7 @@
 """Whatever comes in, a result or one line of error comes out, in time and in memory.
 
 Limits, for every case: 10 seconds of processor time (the typesetter's own limit is 8), and 1 GB more than the process
-held before. Each group runs some hundred cases; `--slow` makes them 12,000 together.
+held before. Each group runs some hundred cases; `--slow` makes them 22,000 together.
 """
 import io
 import random
