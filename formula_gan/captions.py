@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
-from tqdm import tqdm
 
-from .core import FormulaGanError, Profile
+from .core import FormulaGanError, Profile, progress_bar
 from .data import HANDWRITTEN, ImageSet, ink_images, oracle_heights
 from .ink import Ink, read_inkml
 from .inkml import LARGEST_FILE
@@ -192,7 +191,7 @@ def read_test_set(
     captions, files = member_captions(path, members)
     items = []
     skipped = [(key, "its caption has no file") for key in captions.keys() - set(files.values())]
-    for name, key in tqdm(files.items(), "reading the test set", disable=not progress, mininterval=1):
+    for name, key in progress_bar("loading the test set", files.items(), unit="files", shown=progress):
         source = read_member(name, members[name])
         truth = captions[key] if key else getattr(source, "latex", "")
         truth = truth.strip().strip("$").strip()

@@ -41,13 +41,13 @@ def _zip_files(path: Path, belongs):
 # %% ../nbs/03aa_ink_files.ipynb #653e2305
 def _read_files(path: Path, belongs, origin: str, progress: bool) -> tuple[list[Ink], list[tuple[str, str]]]:
     "The inks of a folder or a zip whose folders belong; the files that cannot be read, with reasons."
-    from tqdm import tqdm
+    from formula_gan.core import progress_bar
     if not path.exists(): raise InkError(f"{path}: no such file or folder; {origin}")
     files = _folder_files(path, belongs) if path.is_dir() else _zip_files(path, belongs)
     inks = []
     skipped = []
     try:
-        for name, source, data in tqdm(files, "reading ink", disable=not progress, unit=" files"):
+        for name, source, data in progress_bar("reading ink", files, unit="files", shown=progress):
             try:
                 if not isinstance(data, bytes): raise InkError(f"{name}: cannot be read: {data}; get it again")
                 inks.append(read_inkml(data, name, source))

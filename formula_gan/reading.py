@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import FormulaGanError, Profile, get_profile, mixed_precision
+from .core import FormulaGanError, Profile, get_profile, mixed_precision, progress_bar
 from .data import HANDWRITTEN, ImageSet, ordered_batches
 from .scans import prepare_image
 from .search import BEAM_SIZE
@@ -38,14 +38,17 @@ def read_back(
     beam_size: int = 1,
     device: str = "cpu",
     sizes: Sequence[float] = (1.0,),  # at which each image is read together
+    progress: bool = False,
 ) -> list[Hypothesis]:  # in the set's order
     "What a recogniser reads in every image of a set."
     model.eval()
     readings: list = [None] * len(images)
-    for numbers, batch in ordered_batches(images, model.vocab, profile):
-        batch = batch.to(device, torch.channels_last)
-        with mixed_precision(profile, device): decoded = model.decode(batch.x, batch.mask, beam_size, sizes=sizes)
-        for n, hypothesis in zip(numbers, decoded): readings[n] = hypothesis
+    with progress_bar("reading", total=len(images), unit="images", shown=progress) as bar:
+        for numbers, batch in ordered_batches(images, model.vocab, profile):
+            batch = batch.to(device, torch.channels_last)
+            with mixed_precision(profile, device): decoded = model.decode(batch.x, batch.mask, beam_size, sizes=sizes)
+            for n, hypothesis in zip(numbers, decoded): readings[n] = hypothesis
+            bar.update(len(numbers))
     return readings
 
 # %% ../nbs/07c_reading.ipynb #54babdf7

@@ -179,7 +179,7 @@ def measure_rows(
     draws: dict,  # row -> ImageSet, for diversity
 ) -> list[dict]:  # columns of realism.csv
     "The figures of each row on a reader's features, at the size that it knows."
-    from tqdm import tqdm
+    from formula_gan.core import progress_bar
     known = trained_profile(reader)
     def seen(images): return rescale_set(images, known.symbol_height / run.profile.symbol_height)
     def measured(images):
@@ -189,7 +189,7 @@ def measure_rows(
     hands = measured(draws["real"])
     varies = {"print": "font", "stitched": "hand", "GAN": "hand, z" if run.profile.loose else "z", "real": "writer"}
     rows = []
-    for row, varied in tqdm(varies.items(), desc="measuring", disable=not run.progress):
+    for row, varied in progress_bar("measuring", varies.items(), unit="rows", shown=run.progress):
         readings = read_images(reader, seen(content[row]), known, 1, run.device)
         figures = realism_figures(real if row == "real" else made, measured(look[row]), measured(draws[row]), hands,
                                   readings, content[row].tokens, run.seed)

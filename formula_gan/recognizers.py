@@ -48,10 +48,12 @@ def read_images(
     beam_size: int = 1,
     device: str = "cpu",
     sizes=(1.0,),  # relative ones at which each image is read together
+    progress: bool = False,
 ) -> list[str]:  # normal forms, in the set's order
     "What a recogniser reads in every image of a set."
     from formula_gan.reading import read_back
-    return [" ".join(hypothesis.tokens) for hypothesis in read_back(model, images, profile, beam_size, device, sizes)]
+    readings = read_back(model, images, profile, beam_size, device, sizes, progress)
+    return [" ".join(hypothesis.tokens) for hypothesis in readings]
 
 # %% ../nbs/09ac_recognizers.ipynb #a74ad45f
 def validation_figures(

@@ -157,12 +157,12 @@ def work_on(
     verb: str,  # of the progress bar
 ) -> list:  # the results, in order
     "Work on many jobs, in this process or in spawned ones."
-    from tqdm import tqdm
+    from formula_gan.core import progress_bar
     if workers is not None and workers < 1: raise RenderError(f"workers={workers} must be 1 or more")
     workers = workers or (1 if len(jobs) <= _FEW else usable_cores())
     chunks = [jobs[i:i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
     results = []
-    with tqdm(total=len(jobs), desc=verb, unit="formula", disable=not progress) as bar:
+    with progress_bar(verb, total=len(jobs), unit="formulas", shown=progress) as bar:
         for part in _chunk_results(work, chunks, min(workers, len(chunks))):
             results += part
             bar.update(len(part))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .core import FormulaGanError, Profile
 from .data import draw_ink
@@ -54,7 +54,8 @@ def open_image(
     except FileNotFoundError: raise FormulaGanError(f"{name}: no such file") from None
     except IsADirectoryError: raise FormulaGanError(f"{name} is a folder: name the images in it") from None
     except Exception as error:  # Pillow's decoders raise nearly anything
-        cause = " ".join(str(error).split())[:80] or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)  # whose message names the file once more
+        cause = "of no known format" if unknown else " ".join(str(error).split())[:80] or type(error).__name__
         raise FormulaGanError(f"{name} is not a whole image ({cause}): "
                               "give a PNG, JPEG, BMP, GIF, TIFF, WebP or PPM file") from None
 

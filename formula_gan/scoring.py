@@ -66,7 +66,7 @@ def score_test_set(
     test_set = read_test_set(path, progress)
     images = test_set.images(profile)
     device = str(next(model.parameters()).device)
-    read = read_images(model, images, profile, beam_size, device, sizes)
+    read = read_images(model, images, profile, beam_size, device, sizes, progress)
     return gather_scores(test_set, {e["id"]: text for e, text in zip(images.extra, read)}, model.vocab)
 
 # %% ../nbs/09ad_scoring.ipynb #e26a17eb

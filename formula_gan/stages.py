@@ -268,10 +268,10 @@ def stitch_prints(
     from formula_gan.layout import Layout
     from formula_gan.picture_sets import box_list
     from formula_gan.rendering import typeset_many
-    from tqdm import tqdm
+    from formula_gan.core import progress_bar
     layouts = typeset_many(prints.tokens, "mathnormal", workers=run.profile.workers, progress=run.progress)
     images, kept, extra = [], [], []
-    for n, layout in enumerate(tqdm(layouts, desc="stitching", disable=not run.progress, mininterval=1)):
+    for n, layout in enumerate(progress_bar("stitching", layouts, unit="formulas", shown=run.progress)):
         if not isinstance(layout, Layout): continue
         ink = stitched_ink(prints.tokens[n], layout, bank, run, n)
         if not ink: continue

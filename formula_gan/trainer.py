@@ -20,7 +20,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .core import FormulaGanError, atomic_path, derive_seed, identity_text, mixed_precision
+from .core import (FormulaGanError, atomic_path, derive_seed, identity_text, mixed_precision,
+                              progress_bar)
 from .data import packed
 from .losses import (Z_CAP, GanModels, adversarial_costs, frozen, gan_step, pooled_l1, recognizer_step,
                                 reconstruction_step, renew_statistics, stroke_change, target_class, update_average,
@@ -402,8 +403,8 @@ class Trainer(Training):
         spent = self.minutes
         start = saved = time.monotonic()
         loader = () if self.finished else batch_loader(self.task, self.step, self.accelerator, self.loader_workers)
-        bar = tqdm(total=self.task.steps, initial=self.step, desc=self.label, mininterval=2,
-                   disable=not (self.progress and self.leader))
+        bar = progress_bar(self.label, total=self.task.steps, unit="steps", initial=self.step,
+                           shown=self.progress and self.leader)
         with stop_on_signal(self), bar:
             for batch in loader:
                 losses = update(self.task, batch, self.step, self.accelerator)
