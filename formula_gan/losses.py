@@ -157,7 +157,7 @@ class _Known(torch.autograd.Function):
 # %% ../nbs/06a_losses.ipynb #6bebbed4
 def handed_over(
     loss: torch.Tensor,  # scalar, of copies
-    copies: list,  # leaves that the loss was computed from
+    copies: list,  # that the loss was computed from
     inputs: list,  # what they are copies of
 ) -> torch.Tensor:  # the loss, for the inputs alone
     "Gradients of a loss now, whatever else is computed from the copies later."
@@ -194,7 +194,8 @@ def adversarial_costs(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # scalars: Eq 2, for the generator alone; Eq 1, for the discriminator alone
     "Both losses of one look at the fakes."
     inputs = [fake, *(maps for maps, _ in views or ())]
-    copies = [t.detach().requires_grad_() for t in inputs]
+    # views: torch's hooks on modules, which `FlopCounterMode` uses, are not for leaves
+    copies = [t.detach().requires_grad_().view_as(t) for t in inputs]
     seen = views and [(maps, mask) for maps, (_, mask) in zip(copies[1:], views)]
     on_generator, on_discriminator = hinges(discriminator, target, copies[0], c, source, seen)
     return handed_over(on_generator, copies, inputs), on_discriminator
