@@ -295,7 +295,7 @@ SMALL = get_profile("demo", height=64, symbol_height=12, base_channels=4, batch=
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     "A cache for rows of both tables, and a corpus of little ink, some of it by two writers."
-    from formula_gan.stitching import demo_inks
+    from formula_gan.demo_hands import demo_inks
     read = stages.load_corpus(SMALL, progress=False)
     read.ink = {name: inks[:30 if name == "train" else 6] for name, inks in read.ink.items()}
     read.ink["train"] += demo_inks([ink.latex for ink in read.ink["train"][:16]], seed=99)

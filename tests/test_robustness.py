@@ -123,7 +123,7 @@ def test_latex_to_print(few):
         image = render(latex, size=16)
         assert image.ndim == 2 and image.max() > 0 and np.isfinite(image).all()
     done, failed = run([*BOMBS, *latex_cases(150 if few else 3000, seed=1)], call, RenderError)
-    assert done > 10 and failed > 50
+    assert done >= 10 and failed > 50
 
 
 def billion_laughs():
@@ -181,7 +181,7 @@ def test_inkml_to_ink(few):
         image = rasterize(read_inkml(data), height=32)
         assert image.shape[0] == 32 and np.isfinite(image).all()
     done, failed = run(inkml_cases(300 if few else 3000), call, InkError)
-    assert done > 10 and failed > 50
+    assert done >= 10 and failed > 50
 
 
 def image_cases(count, seed=0):
