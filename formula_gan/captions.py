@@ -154,8 +154,11 @@ def manifest_captions(
     for name, read in members.items():
         if not re.search(r"(^|/)manifest/shard-\d+\.jsonl$", name): continue
         root = name[:name.rindex("manifest/")]
-        for line in map(json.loads, read().decode("utf-8").splitlines()):
-            if "file" in line: captions[bare_name(root + line["file"])] = line["tokens"]
+        try:
+            for line in map(json.loads, read().decode("utf-8").splitlines()):
+                if "file" in line: captions[bare_name(root + line["file"])] = line["tokens"]
+        except (ValueError, KeyError, TypeError):
+            raise FormulaGanError(f"{name} is damaged: write the set anew with formula-gan synthesize") from None
     return captions
 
 # %% ../nbs/04aa_captions.ipynb #4ba2eda9

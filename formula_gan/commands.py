@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from .core import FormulaGanError
-from .files import (Entry, atomic_folder, check_formula, check_place, numbered_formulas, read_formulas,
-                               read_lines, report, source_name, tell_left_out, write_tsv)
+from .files import (Entry, atomic_folder, check_formula, check_place, numbered_formulas, read_lines, report,
+                               source_name, tell_left_out, write_tsv)
 
 # %% ../nbs/09d_commands.ipynb #6279014f
 def render_styles(

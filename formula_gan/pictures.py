@@ -16,7 +16,7 @@ from PIL import Image, ImageColor
 from .core import FormulaGanError, cast_value, derive_seed
 from .data import scale_image
 from .drawing import slant_of
-from .faults import fault_unit, paper_lines, patches, photo_faults
+from .faults import paper_lines, patches, photo_faults
 from .scans import clean_ink, pen_width
 
 # %% ../nbs/07d_pictures.ipynb #9e5c6cb7

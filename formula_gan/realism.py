@@ -43,7 +43,7 @@ class RealInk:
     "The real ink that sets are measured with."
     reference: ImageSet  # one image of each formula, of one half of the training writers
     both: tuple[ImageSet, ImageSet]  # of the formulas that both halves wrote, one image of each by either half
-    bank: object  # ink.SymbolBank of the other half
+    bank: object  # stitching.SymbolBank of the other half
     valid: ImageSet  # of held-out writers, formulas of which training has none
     several: ImageSet  # formulas that several training writers wrote, up to `DIVERSITY_DRAWS` of them
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import FormulaGanError, Profile, derive_seed, mixed_precision, tile
+from .core import Profile, derive_seed, mixed_precision, tile
 from .data import ImageSet, Stream
 from .figure_streams import Drawing, FigureStream
 from .recipes import (RECIPES, THIN, WIDEST, PhasedStream, Recipe, by_device, cosine_factor,

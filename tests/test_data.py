@@ -4,8 +4,8 @@ import torch
 
 from formula_gan.core import FormulaGanError, get_profile
 from formula_gan.corpora import load_corpus
-from formula_gan.data import (HANDWRITTEN, PRINTED, Augmentation, ImageSet, Stream, augment, collate, ink_images,
-                              ordered_batches, print_images)
+from formula_gan.data import (Augmentation, ImageSet, Stream, augment, collate, ink_images, ordered_batches,
+                              print_images)
 from formula_gan.figure_streams import Drawing, FigureStream
 from formula_gan.tokenizer import Vocab
 

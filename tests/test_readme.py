@@ -1,8 +1,6 @@
 """README.md: generated from nbs/index.ipynb, its commands are real, its links lead somewhere, its main job does what it
 says."""
-import ast
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
@@ -10,7 +8,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

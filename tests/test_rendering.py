@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from formula_gan import mathjax, rendering
-from formula_gan.layout import Layout, symbol_height
+from formula_gan.layout import symbol_height
 from formula_gan.mathjax import RenderError
 from formula_gan.rendering import (FONTS, RenderStyle, draw, draw_svg, render, render_many, sample_style, typeset,
                                    typeset_many)

@@ -328,6 +328,14 @@ def test_own_sets_are_test_sets(tmp_path, format):
     assert all(isinstance(source, Image.Image) for _, _, source in found.items)
 
 
+@pytest.mark.parametrize("line", ['{"file": ', '{"file": "images/1.png"}', '["file"]', "\xff"])
+def test_a_damaged_manifest_is_named(tmp_path, line):
+    (tmp_path / "manifest").mkdir()
+    (tmp_path / "manifest" / "shard-0.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    Image.new("L", (9, 9), 255).save(tmp_path / "1.png")
+    with pytest.raises(FormulaGanError, match="shard-0.jsonl is damaged"): read_test_set(tmp_path, progress=False)
+
+
 def test_pictures_with_a_number_find_their_formula(tmp_path):
     (tmp_path / "caption.txt").write_text("18_em_0\tx\n18_em_1\ty\n")
     for name in ("18_em_0_0", "18_em_1_0"): Image.new("L", (9, 9), 255).save(tmp_path / f"{name}.bmp")

@@ -2,7 +2,6 @@
 kill."""
 import io
 import json
-import os
 import resource
 import shutil
 import subprocess

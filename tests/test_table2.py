@@ -9,7 +9,7 @@ from test_parameters import code_after_parameters, parameters
 
 from formula_gan import ablation_rows, cli, recognition_rows, recognizers, stages, tables
 from formula_gan.core import FormulaGanError, cache_dir, get_profile
-from formula_gan.data import (HANDWRITTEN, PRINTED, ImageSet, draw_ink, draw_print, ink_images, oracle_heights,
+from formula_gan.data import (HANDWRITTEN, ImageSet, draw_ink, draw_print, ink_images, oracle_heights,
                               resize_set)
 from formula_gan.evaluation import compare, score_columns
 from formula_gan.results import (NO_DIFFERENCE, PAPER_TABLE2, TABLE1_COLUMNS, TABLE1_KEY, TABLE2_COLUMNS, TABLE2_KEY,
