@@ -302,7 +302,7 @@ def test_workers_get_no_models():
 
 
 SCRIPT = """
-import sys
+import sys, time
 sys.path.insert(0, {tests!r})
 from test_trainer import *
 task = make_reader(replace(PROFILE, recognizer_steps=40))
