@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .core import (FormulaGanError, Profile, atomic_path, data_file, derive_seed, finish_stage,
-                              progress_bar, stage_facts, stage_folder)
+from .core import (FormulaGanError, Profile, atomic_path, data_file, derive_seed, progress_bar)
+from .stage_folders import made_once, stage_folder
 from .tokenizer import TokenizeError, Vocab, normalize
 
 # %% ../nbs/03c_corpora.ipynb #0d666df3
@@ -183,12 +183,12 @@ def wikipedia_normal_forms(
     "Wikipedia's formulas as distinct normal forms, from the cache once they are there."
     path = data_file("wikipedia_formulas.txt.xz", data_dir)
     folder = stage_folder("formulas", {"file": path.name, "bytes": path.stat().st_size, "normal form": 1})
-    facts = stage_facts(folder)
-    if facts is None:
+    def build(folder):
         raw = read_wikipedia(data_dir)
         forms, skipped = normalize_all(raw, progress)
         with atomic_path(folder / "formulas.txt") as out: out.write_text("\n".join(forms), encoding="utf-8")
-        facts = finish_stage(folder, formulas=len(raw), distinct=len(forms), **skipped)
+        return {"formulas": len(raw), "distinct": len(forms)} | skipped
+    facts = made_once(folder, build)
     return (folder / "formulas.txt").read_text(encoding="utf-8").split("\n"), facts
 
 # %% ../nbs/03c_corpora.ipynb #8fed6e9d

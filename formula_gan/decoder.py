@@ -182,20 +182,27 @@ class Position(NamedTuple):
     decoder: Decoder
     memories: list[Memory]
     state: State
+    # attention (B, K, cells): for each scale the largest of any token before the newest, then for each the newest's
+    looks: tuple[torch.Tensor, ...]
+
+    @property
+    def looked(self) -> tuple[torch.Tensor, ...]: return self.looks[:len(self.memories)]
+
+    def at(self, index: tuple) -> "Position":  # the hypotheses at `index` of (B, K), memories as they are
+        return self._replace(state=self.state.select(index), looks=tuple(look[index] for look in self.looks))
 
     def select(self, images: torch.Tensor) -> "Position":
-        return Position(self.decoder, [m.select(images) for m in self.memories], self.state.select((images,)))
+        return self.at((images,))._replace(memories=[m.select(images) for m in self.memories])
 
-    def choose(self, rows: torch.Tensor, origin: torch.Tensor) -> "Position":
-        return self._replace(state=self.state.select((rows, origin)))
+    def choose(self, rows: torch.Tensor, origin: torch.Tensor) -> "Position": return self.at((rows, origin))
 
-    def widen(self, count: int) -> "Position":
-        return self._replace(state=self.state.select((slice(None), [0] * count)))
+    def widen(self, count: int) -> "Position": return self.at((slice(None), [0] * count))
 
     def advance(self, last: torch.Tensor) -> tuple["Position", torch.Tensor]:  # as `advance`
         gates, token = self.decoder.gates(last)
-        state, seen, _ = self.decoder.step(gates, self.state, self.memories)
-        return self._replace(state=state), self.decoder.logits(state.hidden, seen, token).log_softmax(-1)
+        state, seen, newest = self.decoder.step(gates, self.state, self.memories)
+        looked = map(torch.maximum, self.looked, self.looks[len(self.memories):])
+        return self._replace(state=state, looks=(*looked, *newest)), self.decoder.logits(state.hidden, seen, token).log_softmax(-1)
 
 # %% ../nbs/05c_decoder.ipynb #a8b471ad
 THREE_SIZES = (0.85, 1.0, 1.18)  # of an image, relative to the size that a recogniser was trained on
@@ -204,6 +211,9 @@ THREE_SIZES = (0.85, 1.0, 1.18)  # of an image, relative to the size that a reco
 class Views(NamedTuple):
     "The same images at several sizes, and the same hypotheses in each."
     positions: list[Position]
+
+    @property
+    def looked(self) -> tuple[torch.Tensor, ...]: return self.positions[0].looked
 
     def select(self, images: torch.Tensor) -> "Views": return Views([p.select(images) for p in self.positions])
 

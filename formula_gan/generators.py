@@ -16,6 +16,7 @@ from .core import PROFILES, Profile, atomic_path, derive_seed, tile, weights_fil
 from .data import HANDWRITTEN, ImageSet, Stream, rescale_set, typeset_in_parts
 from .figure_streams import draw_loose
 from .figures import fitting, ink_figures, typeset_figures
+from .stage_folders import alone_in
 from .stages import Run, Stage, file_digest, image_sets, stage, train
 from .tokenizer import Vocab
 
@@ -102,15 +103,16 @@ def generator(
     training = gan_training(run, row)
     steps = run.profile.warmup_iterations + run.profile.gan_iterations
     def build(folder):
-        kept = training.folder / "kept" / f"{steps}.safetensors"
-        if kept.exists():
-            with atomic_path(folder / "generator.safetensors") as path: shutil.copyfile(kept, path)
-            return {"minutes": load_generator(kept).facts["minutes"], "steps": steps}
-        trainer = train_gan(run, row, training.folder)
-        trainer.rename_last(folder / "generator.safetensors")
-        return {"minutes": trainer.minutes, "steps": trainer.step}
+        with alone_in(training.folder, together=True):
+            kept = training.folder / "kept" / f"{steps}.safetensors"
+            if kept.exists():
+                with atomic_path(folder / "generator.safetensors") as path: shutil.copyfile(kept, path)
+                return {"minutes": load_generator(kept).facts["minutes"], "steps": steps}
+            trainer = train_gan(run, row, training.folder)
+            trainer.rename_last(folder / "generator.safetensors")
+            return {"minutes": trainer.minutes, "steps": trainer.step}
     return stage(run, "generator", 1, build, lambda folder: folder / "generator.safetensors", [training],
-                 iterations=run.profile.gan_iterations)
+                 together=True, iterations=run.profile.gan_iterations)
 
 # %% ../nbs/09ab_generators.ipynb #efb0ae8d
 def loosen_prints(

@@ -104,7 +104,7 @@ def recognizer(
         trainer = train(run, task, folder, f"recogniser ({name})", metric=metric, metric_every=max(20, steps // 10))
         return {"minutes": trainer.minutes, "steps": steps}
     determined = run.fields("recognizer_batch", "recognizer_lr", "precision")
-    return stage(run, "recognizer", 2, build, inputs=sources, steps=steps, seed=run.seed,
+    return stage(run, "recognizer", 2, build, inputs=sources, together=True, steps=steps, seed=run.seed,
                  config=dataclasses.asdict(config), recipe=recipe.facts() if recipe else None, **determined, **identity)
 
 # %% ../nbs/09ac_recognizers.ipynb #357b28a1
@@ -226,7 +226,7 @@ def guided_recognizer(
         trainer = train_guided(run, name, folder, task, valid(), chosen_by)
         return {"minutes": trainer.minutes, "steps": steps}
     begun = file_digest(weights_file(start, "recognizer")) if start else None
-    return stage(run, "recognizer", 2, build, inputs=sources, guided=1, steps=steps, seed=run.seed,
+    return stage(run, "recognizer", 2, build, inputs=sources, together=True, guided=1, steps=steps, seed=run.seed,
                  **guided_identity(run, drawing), vocabulary=vocabulary, begun=begun,
                  chosen_by=None if chosen_by == "wer" else chosen_by, **run.fields("precision"))
 

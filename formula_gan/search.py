@@ -107,6 +107,7 @@ class Reading(NamedTuple):
     score: torch.Tensor  # (B,), mean log-probability of a token
     ended: torch.Tensor  # bool (B,), whether it ended by itself
     least: torch.Tensor  # (B,), log-probability of the token that the greedy search was least sure of
+    looked: tuple[torch.Tensor, ...] = ()  # (B, ...) each: what the state had `looked` at when the reading ended
 
 # %% ../nbs/05a_search.ipynb #667c5b65
 def allowed_next(
@@ -136,7 +137,7 @@ class Search:
     def __init__(
         self,
         advance,  # callable(state, ids (B, K)) -> new state, log-probabilities (B, K, tokens)
-        state,  # with `select(images)` and `choose(rows, origin)`
+        state,  # with `select(images)`, `choose(rows, origin)`, and `looked`, tensors (B, K, ...) to keep of a reading
         images: torch.Tensor,  # int64 (B,), their numbers
         width: int,  # hypotheses of each
         max_length: int,
@@ -183,6 +184,7 @@ def greedy_search(
     ids = torch.full((total, max_length), PAD, device=device)
     score, least, length = torch.zeros(3, total, device=device)
     ended = torch.zeros(total, dtype=torch.bool, device=device)
+    looked = tuple(look.new_zeros(total, *look.shape[2:]) for look in state.looked)
     last = torch.full((total, 1), START, device=device)
     for step in range(max_length):
         best, last = search.advance(last).max(-1)
@@ -192,11 +194,12 @@ def greedy_search(
         score[images] += best[going, 0]
         least[images] = torch.minimum(least[images], best[going, 0])
         length[images] += 1
+        for kept, look in zip(looked, search.state.looked): kept[images] = look[going, 0]
         ended[images] = last[going, 0] == END
         if ended.all(): break
         search.write(torch.zeros_like(last), last, going[:, None])
         (last,) = search.keep(~ended[search.images], last)
-    return Reading(ids, score / length, ended, least)
+    return Reading(ids, score / length, ended, least, looked)
 
 # %% ../nbs/05a_search.ipynb #43bc0b28
 class Beam(NamedTuple):
@@ -244,13 +247,16 @@ def take_ended(
     found: Reading,  # the best so far, changed in place
     images: torch.Tensor,  # int64 (B,), the beam's among those of `found`
     step: int,
+    looked: tuple[torch.Tensor, ...] = (),  # (B, K, ...) each, of the search's state
 ) -> Beam:  # without them
     "Hypotheses that end leave the beam; the best of an image is its reading if nothing better was found."
     ends = (beam.last == END) & beam.live.isfinite()
     best, slot = beam.live.masked_fill(~ends, -math.inf).max(1)
     best = best / (step + 1)
     better = best.isfinite() & (~found.ended[images] | (best > found.score[images]))
-    found.ids[images[better]] = beam.texts[torch.arange(len(best), device=best.device), slot][better]
+    rows = torch.arange(len(best), device=best.device)
+    found.ids[images[better]] = beam.texts[rows, slot][better]
+    for kept, look in zip(found.looked, looked): kept[images[better]] = look[rows, slot][better]
     found.score[images[better]] = best[better]
     found.ended[images] |= better
     return beam._replace(live=beam.live.masked_fill(ends, -math.inf), places=beam.places - ends.sum(1))
@@ -279,7 +285,7 @@ def beam_search(
     beam = begin_beam(len(images), beam_size, max_length, device)
     for step in range(max_length):
         beam, origin = extend_beam(beam, search, step)
-        beam = take_ended(beam, found, search.images, step)
+        beam = take_ended(beam, found, search.images, step, search.state.looked)
         going = beam.live.isfinite()
         search.write(origin, beam.last, going)
         if not going.any(): break

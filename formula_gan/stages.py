@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (FormulaGanError, Profile, cast_value, derive_seed, finish_stage, get_profile, pick_device,
-                              stage_facts, stage_folder, use_free_cores)
+from .core import (FormulaGanError, Profile, cast_value, claim, derive_seed, get_profile, pick_device,
+                              use_free_cores)
 from .corpora import DEMO_TRAIN, load_corpus
 from .data import HANDWRITTEN, ImageSet, draw_ink, ink_images, print_images, resize_set
 from .figure_streams import draw_by_hand
 from .own_ink import OwnInk, has_wikipedia, own_corpus
+from .stage_folders import made_once, stage_facts, stage_folder
 from .tokenizer import Vocab
 
 # %% ../nbs/09a_stages.ipynb #647b2069
@@ -75,6 +76,7 @@ class Stage:
     load: object  # callable(folder) -> the product
     inputs: tuple = ()  # stages that it is made from
     fields: dict = field(default_factory=dict)  # what else determines it; JSON values
+    together: bool = False  # the ranks of a training, where there are several, build it together
 
     @property
     def identity(self) -> dict:
@@ -91,8 +93,7 @@ class Stage:
     @property
     def facts(self) -> dict:
         "What the finished stage says of itself; it is built first where it is not there."
-        facts = stage_facts(self.folder)
-        return facts if facts is not None else finish_stage(self.folder, **self.build(self.folder))
+        return made_once(self.folder, self.build, self.together)
 
     @property
     def product(self):
@@ -110,11 +111,12 @@ def stage(
     build,  # callable(folder) -> facts
     load=lambda folder: folder,  # callable(folder) -> product
     inputs=(),  # stages
+    together: bool = False,  # the ranks of a training, where there are several, build it together
     **fields,  # what else determines it; a field that is None is left out, so that adding one renames nothing
 ) -> Stage:
     "The run's stage of this identity: the same object each time."
     given = {name: value for name, value in fields.items() if value is not None}
-    new = Stage(run, name, version, build, load, tuple(inputs), given)
+    new = Stage(run, name, version, build, load, tuple(inputs), given, together)
     return run.stages.setdefault(new.folder.name, new)
 
 # %% ../nbs/09a_stages.ipynb #2fecf677

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from .characters import strip_comments
-from .core import FormulaGanError, Profile, cast_value, free_names, pick_device, progress_bar
+from .core import FormulaGanError, Profile, cast_value, claim, free_names, pick_device, progress_bar
 from .data import ImageSet, scale_image
 from .pictures import Look, picture
 from .reading import read_back, trained_profile
 from .sagan import Generator, load_generator
-from .shards import (FORMATS, Synthesis, check_format, claim_folder, claim_shard, describe_set, file_name,
-                                is_finished, read_manifest, write_shard)
+from .shards import (FORMATS, Synthesis, check_format, claim_folder, describe_set, file_name, is_finished,
+                                read_manifest, write_shard)
 from .stitching import SymbolBank
 from .task_model import Recognizer, load_recognizer
 from .tokenizer import Vocab
@@ -242,7 +242,7 @@ def ensure_shard(
 ) -> str:  # "found", "made", or "left" to another process
     "A shard, made unless its manifest is there or another process is writing it."
     if is_finished(out, name, settings["format"]): return "found"
-    with claim_shard(out, name) as mine:
+    with claim(out / f".{name}.lock") as mine:
         if not mine: return "left"
         if is_finished(out, name, settings["format"]): return "found"
         items = [plan_item(latexes, i, settings["styles"], settings["seed"], settings.get("slant")) for i in indices]

@@ -203,9 +203,12 @@ def begin_views(
     mask: torch.Tensor | None,  # the same shape
     sizes: Sequence[float],  # relative ones
 ) -> Views:
-    "Where the search starts, with the images at each size."
+    "Where the search starts, with the images at each size, the one nearest to 1 first."
     if not sizes or min(sizes) <= 0: raise FormulaGanError(f"sizes={tuple(sizes)} must be above 0, one at least")
-    return Views([Position(network.decoder, *network.memories(*at_size(x, mask, size))) for size in sizes])
+    def begin(size):
+        memories, state = network.memories(*at_size(x, mask, size))
+        return Position(network.decoder, memories, state, 2 * state.past)  # nothing has been looked at: zeros
+    return Views([begin(size) for size in sorted(sizes, key=lambda size: abs(size - 1))])
 
 # %% ../nbs/06_task_model.ipynb #febcac3a
 def read_loss(
@@ -253,7 +256,6 @@ class Recognizer(Learner):
         "Cross-entropy averaged over all tokens of the batch, end tokens included (Eq 7, its sum replaced by a mean)."
         return read_loss(self(x, mask, ids)[0], ids)
 
-    @torch.no_grad()
     def decode(
         self,
         x: torch.Tensor,  # float32 (B,1,H,W), ink 1
@@ -264,13 +266,29 @@ class Recognizer(Learner):
         sizes: Sequence[float] = (1.0,),  # relative ones at which each image is read together, such as `THREE_SIZES`
     ) -> list[Hypothesis]:  # (tokens, score) of each image
         "Read images, in the model's present mode (call `eval()` first). Length-normalised beam search."
+        return self.look_and_decode(x, mask, beam_size, max_length, valid, sizes)[0]
+
+    @torch.no_grad()
+    def look_and_decode(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        beam_size: int = BEAM_SIZE,
+        max_length: int = 200,
+        valid: bool = True,
+        sizes: Sequence[float] = (1.0,),
+    ) -> tuple[list[Hypothesis], list[torch.Tensor]]:
+        """As `decode`, and for each scale the largest attention (B, h, w) of any token that was read, the end apart, at
+        the size nearest to 1."""
         for name, value in (("beam_size", beam_size), ("max_length", max_length)):
             if value < 1: raise FormulaGanError(f"{name}={value} must be at least 1")
         views = begin_views(self, x, mask, sizes)
         with exactly(x):
             grammar = self.grammar if valid else None
             found = beam_search(advance, views, beam_size, len(x), max_length, x.device, grammar)
-        return [Hypothesis(self.vocab.decode(i), s) for i, s in zip(found.ids.tolist(), found.score.tolist())]
+        looks = [look.unflatten(1, m.size) for look, m in zip(found.looked, views.positions[0].memories)]
+        read = [Hypothesis(self.vocab.decode(i), s) for i, s in zip(found.ids.tolist(), found.score.tolist())]
+        return read, looks
 
 # %% ../nbs/06_task_model.ipynb #8098910a
 def count_runaways(

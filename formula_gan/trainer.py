@@ -20,12 +20,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .core import (FormulaGanError, atomic_path, derive_seed, identity_text, mixed_precision,
-                              progress_bar)
+from .core import FormulaGanError, atomic_path, derive_seed, mixed_precision, progress_bar
 from .data import packed
 from .losses import (Z_CAP, GanModels, adversarial_costs, frozen, gan_step, pooled_l1, recognizer_step,
                                 reconstruction_step, renew_statistics, stroke_change, target_class, update_average,
                                 write_fakes, z_term)
+from .stage_folders import identity_text
 
 # the losses can be had from here as well
 _all_ = ["GanModels", "Z_CAP", "adversarial_costs", "frozen", "gan_step", "pooled_l1", "recognizer_step",

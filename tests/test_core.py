@@ -1,10 +1,8 @@
-import json
-
 import numpy as np
 import pytest
 
-from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, finish_stage,
-                              get_profile, load_weights, mixed_precision, save_weights, stage_facts, stage_folder, tile)
+from formula_gan.core import (FormulaGanError, PROFILES, atomic_path, cache_dir, data_file, derive_seed, get_profile,
+                              load_weights, mixed_precision, save_weights, tile)
 from formula_gan.results import read_table, write_row
 
 
@@ -50,18 +48,6 @@ def test_atomic_path_leaves_the_old_file_on_failure(tmp_path):
         path.write_text("new")
         1 / 0
     assert target.read_text() == "old" and len(list(target.parent.iterdir())) == 1
-
-
-def test_stages_are_found_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("FORMULA_GAN_CACHE", str(tmp_path))
-    folder = stage_folder("gan", {"b": 1, "a": [2]})
-    assert cache_dir() == tmp_path
-    assert folder == stage_folder("gan", {"a": [2], "b": 1}) != stage_folder("gan", {"b": 2, "a": [2]})
-    assert folder == stage_folder("gan", {"a": (2.0,), "b": 1.0}) != stage_folder("gan", {"b": True, "a": [2]})
-    assert stage_facts(folder) is None
-    finish_stage(folder, minutes=1.5)
-    assert stage_facts(folder) == {"minutes": 1.5}
-    assert json.loads((folder / "spec.json").read_text()) == {"a": [2], "b": 1}
 
 
 def test_the_cache_outside_a_checkout_is_the_users(tmp_path, monkeypatch):

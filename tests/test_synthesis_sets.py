@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from formula_gan import shards, synthesis, writing
-from formula_gan.core import FormulaGanError
+from formula_gan.core import FormulaGanError, claim
 from formula_gan.sagan import Generator
 from formula_gan.sets import (SUMMARY_COLUMNS, SUMMARY_KEY, open_written, readback_sheet, score_thresholds, set_gallery,
                               summarize_set)
@@ -124,10 +124,10 @@ def test_a_lost_shard_is_made_again(whole, generator, tmp_path):
 def test_two_processes_share_a_folder(whole, generator, tmp_path):
     "A shard that another process writes is skipped; a lock that a dead one left is none."
     out = tmp_path / "out"
-    with shards.claim_shard(whole.parent, "shard-00009") as mine: assert mine
+    with claim(whole.parent / ".shard-00009.lock") as mine: assert mine
     out.mkdir()
     (out / ".shard-00000.lock").touch()
-    with shards.claim_shard(out, "shard-00001"): made = make(generator, out)
+    with claim(out / ".shard-00001.lock"): made = make(generator, out)
     assert (made.shards, made.found, made.left) == (2, 0, 1)
     assert make(generator, out).left == 0 and contents(out) == contents(whole)
 

@@ -278,7 +278,8 @@ def test_two_processes_make_one_generator(tmp_path):
     "Under torchrun both ask for a generator; the leader alone exports and renames, and both read the same file."
     script = tmp_path / "two.py"
     script.write_text("import torch; torch.set_num_threads(1)\n"
-                      "from formula_gan.stages import generator, make_run\n"
+                      "from formula_gan.stages import make_run\n"
+                      "from formula_gan.generators import generator\n"
                       "from formula_gan.ablation_rows import ROWS\n"
                       f"made = generator(make_run('demo', progress=False, **{OVERRIDES!r}), ROWS['1'])\n"
                       "print('made', made.product.name, made.facts['steps'], flush=True)\n")
