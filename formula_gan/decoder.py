@@ -202,7 +202,8 @@ class Position(NamedTuple):
         gates, token = self.decoder.gates(last)
         state, seen, newest = self.decoder.step(gates, self.state, self.memories)
         looked = map(torch.maximum, self.looked, self.looks[len(self.memories):])
-        return self._replace(state=state, looks=(*looked, *newest)), self.decoder.logits(state.hidden, seen, token).log_softmax(-1)
+        moved = self._replace(state=state, looks=(*looked, *newest))
+        return moved, self.decoder.logits(state.hidden, seen, token).log_softmax(-1)
 
 # %% ../nbs/05c_decoder.ipynb #a8b471ad
 THREE_SIZES = (0.85, 1.0, 1.18)  # of an image, relative to the size that a recogniser was trained on

@@ -38,8 +38,9 @@ def read_batches(
     device: str = "cpu",
     sizes: Sequence[float] = (1.0,),  # at which each image is read together
     progress: bool = False,
-):  # yields number in the set, Hypothesis, the image with its margin (H, W), and where was looked, (h, w) for each scale
-    "Read a set in batches of similar size."
+):  # yields (number in the set, Hypothesis, image, looks) for each image, in no order
+    """Read a set in batches of similar size. The image (H, W) has its margin; its looks are the largest attention of
+    any token, (h, w) for each scale of the recogniser."""
     model.eval()
     with progress_bar("reading", total=len(images), unit="images", shown=progress) as bar:
         for numbers, batch in ordered_batches(images, model.vocab, profile):
@@ -60,7 +61,8 @@ def read_back(
     progress: bool = False,
 ) -> list[Hypothesis]:  # in the set's order
     "What a recogniser reads in every image of a set; arguments as for `read_batches`."
-    read = {n: hypothesis for n, hypothesis, *_ in read_batches(model, images, profile, beam_size, device, sizes, progress)}
+    batches = read_batches(model, images, profile, beam_size, device, sizes, progress)
+    read = {n: hypothesis for n, hypothesis, *_ in batches}
     return [read[n] for n in range(len(images))]
 
 # %% ../nbs/07c_reading.ipynb #54babdf7
