@@ -287,9 +287,10 @@ def picture_files(
         if path.is_dir():
             kinds = (".inkml", *PICTURES)
             inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds and f.is_file())
+            if not inside: raise FormulaGanError(f"{path} holds no picture ({', '.join(kinds)})")
         if str(path) == "-" or path.suffix.lower() == ".txt":
             inside = [line.strip() for line in read_lines(str(path)) if line.strip()]
-        found += map(str, inside or [path])  # of an empty folder the reader says what it is
+        found += map(str, inside or [path])
     return found
 
 # %% ../nbs/09d_commands.ipynb #b6d9941e

@@ -118,4 +118,4 @@ def test_the_packaged_one_flags_a_page_of_two_lines(tmp_path, capsys):
     assert "of the ink is not in the reading" in shown.err
     (tmp_path / "empty").mkdir()
     assert cli.main(["recognize", str(tmp_path / "empty")]) == 2
-    assert "is a folder: name the images in it" in capsys.readouterr().err
+    assert "empty holds no picture (.inkml, .png" in capsys.readouterr().err
