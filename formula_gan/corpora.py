@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .core import (FormulaGanError, Profile, atomic_path, data_file, derive_seed, progress_bar)
+from .core import FormulaGanError, Profile, atomic_path, data_file, derive_seed, progress_bar
 from .stage_folders import made_once, stage_folder
 from .tokenizer import TokenizeError, Vocab, normalize
 
