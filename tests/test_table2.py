@@ -36,11 +36,11 @@ class Reached(Exception): pass
 def cache(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("FORMULA_GAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-    decode = Recognizer.decode  # recognisers of two updates never end: a short cap and a narrow beam
+    decode = Recognizer.look_and_decode  # recognisers of two updates never end: a short cap and a narrow beam
 
     def short(self, x, mask=None, beam_size=10, sizes=(1.0,)):
         return decode(self, x, mask, min(beam_size, 2), 12, sizes=sizes)
-    patch.setattr(Recognizer, "decode", short)
+    patch.setattr(Recognizer, "look_and_decode", short)
     yield
     patch.undo()
 
