@@ -222,6 +222,26 @@ def test_beam_is_never_worse_than_greedy():
     assert found > 20  # and it does find better ones
 
 
+@pytest.mark.parametrize("beam_size", [1, 10])
+def test_looks_are_those_of_the_reading(beam_size):
+    "What the search keeps is the attention that the reading's own tokens get, the end token apart."
+    model = make(4, sharp=0.5)
+    with torch.no_grad(): model.decoder.out.bias[END] += 1 if beam_size == 1 else 0  # greedy readings would not end
+    x, mask = images(SIZES * 3, 40, 96, 4)
+    read, looks = model.look_and_decode(x, mask, beam_size, 15, valid=False)
+    greedy = model.decode(x, mask, 1, 15, valid=False)
+    assert beam_size == 1 or [h.tokens for h in read] != [h.tokens for h in greedy]
+    checked = 0
+    for n, h in enumerate(read):
+        if not 0 < len(h.tokens) < 15: continue  # nothing to look at, or cut short
+        ids = torch.tensor([model.vocab.encode(h.tokens)])
+        with torch.no_grad(): _, taught = model(x[n:n + 1], mask[n:n + 1], ids)
+        for kept, look in zip(looks, taught):
+            assert torch.allclose(kept[n], look[0, :len(h.tokens)].amax(0), atol=1e-4)
+        checked += 1
+    assert checked > 3
+
+
 def test_batched_beams_equal_single_images_and_scores_are_true():
     "Images leave the search at different steps; states and coverage must stay with their hypotheses."
     model = make(4, sharp=0.5)
